@@ -1,0 +1,18 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of real data (LAMOST_LSF_DATA); skips the test where it is absent."""
+    path = os.environ.get("LAMOST_LSF_DATA")
+    if not path:
+        pytest.skip("LAMOST_LSF_DATA is not set: no real data")
+    root = Path(path)
+    if not root.is_dir():
+        pytest.skip(f"LAMOST_LSF_DATA={path} is not a folder")
+    return root
