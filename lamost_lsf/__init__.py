@@ -1,5 +1,53 @@
-"""LAMOST's instrumental profile: learn it, convolve with it, measure consistent radial velocities."""
+"""LAMOST's instrumental profile: learn it, convolve with it, measure consistent radial velocities.
 
-__all__ = ["__version__"]
+Importing the package registers the LAMOST loaders with specutils, so that ``Spectrum.read(path)`` opens LAMOST files. The public
+names below are imported when first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import lamost_lsf.io  # noqa: F401  registers the loaders
 
 __version__ = "0.1.0.dev0"
+
+#: Public name -> module that defines it.
+_PUBLIC = {
+    "BoundTemplate": "convolution",
+    "Coefficients": "convolution",
+    "GaussHermiteIP": "models",
+    "GaussianIP": "models",
+    "IPArchive": "models",
+    "IPBasis": "convolution",
+    "IPModel": "models",
+    "InstrumentalProfile": "profile",
+    "JoinedLSF": "lsf",
+    "LSF": "lsf",
+    "MeanLSF": "lsf",
+    "NeuralIP": "models",
+    "ResolutionMatrix": "convolution",
+    "TabulatedLSF": "lsf",
+    "TemplateBasis": "convolution",
+    "WavelengthSolution": "wavelength",
+    "convolve": "convolution",
+    "fit_wavelength_solution": "wavelength",
+    "get_center": "plugins",
+    "get_wavelength_fitter": "plugins",
+    "list_plugins": "plugins",
+    "measure_rv": "rv",
+    "read_lamost": "io",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(import_module(f"lamost_lsf.{_PUBLIC[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

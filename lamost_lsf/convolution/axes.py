@@ -1,0 +1,164 @@
+"""Axes, masks, uncertainties: what goes in and out of a convolution."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import astropy.units as u
+import numpy as np
+from astropy.nddata import InverseVariance, NDUncertainty, StdDevUncertainty, VarianceUncertainty
+from specutils import Spectrum
+
+from lamost_lsf.convolution.nodes import LSFTable
+from lamost_lsf.errors import SamplingWarning
+from lamost_lsf.spline import quadrature_weights
+from lamost_lsf.units import to_vacuum_angstrom
+
+__all__ = [
+    "axis_angstrom",
+    "build_spectrum",
+    "check_sampling",
+    "extended_axis",
+    "flux_and_mask",
+    "variance_of",
+]
+
+
+def axis_angstrom(axis: u.Quantity, medium: str, name: str) -> np.ndarray:
+    """Vacuum Angstrom (n,) of an increasing, finite, positive wavelength axis.
+
+    Raises
+    ------
+    TypeError
+        Not a length (a frequency or velocity axis must be converted by the caller).
+    ValueError
+        Non-finite, not increasing, fewer than two pixels.
+    """
+    wavelength = np.atleast_1d(to_vacuum_angstrom(u.Quantity(axis), medium, name))
+    if wavelength.ndim != 1 or wavelength.size < 2:
+        raise ValueError(f"{name} must be one-dimensional with at least 2 pixels, got shape {wavelength.shape}")
+    if not np.all(np.isfinite(wavelength)):
+        raise ValueError(f"{name} holds {np.count_nonzero(~np.isfinite(wavelength))} non-finite wavelengths")
+    if np.any(np.diff(wavelength) <= 0):
+        descending = "descends" if np.all(np.diff(wavelength) < 0) else "does not increase strictly"
+        raise ValueError(f"{name} {descending}; sort the spectrum by wavelength first")
+    if wavelength[0] <= 0:
+        raise ValueError(f"{name} holds wavelengths that are not positive")
+    return wavelength
+
+
+def check_sampling(w_in: np.ndarray, tables: list[LSFTable]) -> None:
+    """Warn where the template is too coarse for its sum of samples to be the integral."""
+    for table in tables:
+        here = w_in[(w_in >= table.nodes[0]) & (w_in <= table.nodes[-1])]
+        if here.size < 2:
+            continue
+        # 1 / peak of a unit-area profile is its equivalent width, 2.5 sigma for a Gaussian. The trapezoidal sum of a
+        # Gaussian is exact to 3e-9 at a step of one sigma; half that leaves room for the template's own structure.
+        width = 1.0 / table.profiles.max()
+        coarsest = float(np.max(np.diff(here)))
+        if coarsest > width / 3.0:
+            warnings.warn(
+                f"the template's pixels (up to {coarsest:.3g} A) are coarse for a profile of width {width:.3g} A; "
+                "interpolate the template to a finer grid for an exact convolution",
+                SamplingWarning,
+                stacklevel=4,
+            )
+            return
+
+
+def extended_axis(w_in: np.ndarray, w_out: np.ndarray, tables: list[LSFTable]) -> tuple[np.ndarray, int]:
+    """Template axis continued, at its end steps, as far as the kernels of the output pixels reach.
+
+    Returns
+    -------
+    axis : ndarray
+    n_left : int
+        Number of pixels added on the blue side.
+    """
+    low = w_out[0] - max(t.reach[1] for t in tables)
+    high = w_out[-1] - min(t.reach[0] for t in tables)
+    step_left, step_right = w_in[1] - w_in[0], w_in[-1] - w_in[-2]
+    # a coarse end step must not make the continuation coarser than the profile
+    step_left = min(step_left, float(np.ptp(tables[0].offset)) / 50)
+    step_right = min(step_right, float(np.ptp(tables[-1].offset)) / 50)
+    n_left = max(0, int(np.ceil((w_in[0] - low) / step_left)))
+    n_right = max(0, int(np.ceil((high - w_in[-1]) / step_right)))
+    left = w_in[0] - step_left * np.arange(n_left, 0, -1)
+    right = w_in[-1] + step_right * np.arange(1, n_right + 1)
+    return np.concatenate([left, w_in, right]), n_left
+
+
+def flux_and_mask(
+    spectrum: Spectrum | u.Quantity | np.ndarray, mask: np.ndarray | None, n_pixel: int
+) -> tuple[np.ndarray, u.UnitBase | None, np.ndarray]:
+    """Flux (..., n) as float64, its unit (None for bare arrays) and the mask (..., n) of unusable pixels."""
+    if isinstance(spectrum, Spectrum):
+        axis = getattr(spectrum, "spectral_axis_index", None)
+        flux = spectrum.flux
+        if axis not in (None, flux.ndim - 1, -1):
+            raise ValueError(
+                f"the spectral axis must be the last axis of flux, it is axis {axis} of {flux.ndim}; use move_spectral_axis='last'"
+            )
+        own = spectrum.mask
+    else:
+        flux, own = spectrum, None
+    unit = flux.unit if isinstance(flux, u.Quantity) else None
+    value = np.asarray(flux.value if unit is not None else flux, dtype=np.float64)
+    if value.ndim < 1 or value.shape[-1] != n_pixel:
+        raise ValueError(f"flux has {value.shape[-1] if value.ndim else 0} pixels on its last axis, the axis {n_pixel}")
+    bad = ~np.isfinite(value)
+    for extra in (own, mask):
+        if extra is not None:
+            extra = np.asarray(extra, dtype=bool)
+            try:
+                bad = bad | np.broadcast_to(extra, value.shape)
+            except ValueError:
+                raise ValueError(f"mask of shape {extra.shape} does not fit flux of shape {value.shape}") from None
+    return value, unit, bad
+
+
+def variance_of(spectrum: Any) -> tuple[np.ndarray | None, type[NDUncertainty] | None]:
+    """Variance of a Spectrum in the unit of its flux squared, and the class of its uncertainty.
+
+    An inverse variance of 0 gives an infinite variance, which callers mask.
+    """
+    uncertainty = getattr(spectrum, "uncertainty", None) if isinstance(spectrum, Spectrum) else None
+    if uncertainty is None:
+        return None, None
+    kinds = (StdDevUncertainty, VarianceUncertainty, InverseVariance)
+    if not isinstance(uncertainty, kinds):
+        raise TypeError(
+            f"uncertainty must be one of {', '.join(k.__name__ for k in kinds)}, got {type(uncertainty).__name__}"
+        )
+    with np.errstate(divide="ignore"):
+        variance = uncertainty.represent_as(VarianceUncertainty)
+    value = np.asarray(variance.array, dtype=np.float64)
+    if variance.unit is not None:
+        value = (value * variance.unit).to_value(spectrum.flux.unit**2)
+    value = np.broadcast_to(value, spectrum.flux.shape)
+    return np.where(value < 0, np.inf, value), type(uncertainty)
+
+
+def build_spectrum(
+    template: Spectrum,
+    flux: u.Quantity,
+    mask: np.ndarray,
+    variance: np.ndarray | None,
+    kind: type[NDUncertainty] | None,
+    spectral_axis: u.Quantity,
+    center: str | Callable,
+) -> Spectrum:
+    """Spectrum on a new axis with the template's meta, and with what was done recorded in it."""
+    uncertainty = None
+    if variance is not None:
+        kind = kind or VarianceUncertainty
+        uncertainty = VarianceUncertainty(variance, unit=flux.unit**2)
+        if kind is not VarianceUncertainty:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                uncertainty = uncertainty.represent_as(kind)
+    name = center if isinstance(center, str) else getattr(center, "name", repr(center))
+    meta = {**template.meta, "kernel_center": name}
+    return Spectrum(flux=flux, spectral_axis=spectral_axis, mask=mask, uncertainty=uncertainty, meta=meta)

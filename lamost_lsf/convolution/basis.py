@@ -1,0 +1,386 @@
+"""Convolution with one basis for many IPs: templates are convolved once, any IP is then a multiply-add.
+
+Instrumental profiles form a family of low rank: ``g(u; s') = sum_k c_k(s') b_k(u)``. The scatter integral needs the
+coefficients at the *true* wavelength ``s' = s - u``; expanded about the observed one,
+
+    F(s) = sum_k c_k(s) (T * b_k)(s) - c_k'(s) (T * u b_k)(s) + O(c''),
+
+so that two convolutions a component, made once for a template, serve every fibre, time and trial velocity. The
+derivative term is what keeps this true to the scatter integral; the next one is of order (profile width / scale on
+which the IP changes) squared, some 1e-7 for LAMOST.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import astropy.units as u
+import numpy as np
+from numba import njit
+from scipy.fft import irfft, next_fast_len, rfft
+from specutils import Spectrum
+
+from lamost_lsf.convolution.axes import axis_angstrom, flux_and_mask
+from lamost_lsf.convolution.loggrid import (
+    KernelTable,
+    LogGrid,
+    choose_refinement,
+    lagrange8,
+    kernel_table,
+    spread,
+)
+from lamost_lsf.convolution.nodes import (
+    LSFTable,
+    lagrange4,
+    lagrange4_derivative,
+    node_position,
+    tabulate,
+)
+from lamost_lsf.lsf import LSF, as_lsf
+from lamost_lsf.profile import resolve_center
+from lamost_lsf.units import check_medium
+
+__all__ = ["BoundTemplate", "Coefficients", "IPBasis", "TemplateBasis"]
+
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """One LSF in terms of an `IPBasis`.
+
+    Attributes
+    ----------
+    values : tuple of ndarray (n_node, n_component)
+        One array a smooth segment of the LSF.
+    boundaries : tuple of float
+        Wavelengths (vacuum Angstrom) between segments; an observed pixel uses the segment that it lies in.
+    log_start, log_step : tuple of float
+        Nodes of ln(wavelength) of every segment.
+    residual : float
+        Largest L1 difference between a unit-area profile and its expansion: bounds the error of the flux for a template with
+        structure of order one.
+    center : str or callable
+        Centre at lag 0.
+    """
+
+    values: tuple[np.ndarray, ...]
+    boundaries: tuple[float, ...]
+    log_start: tuple[float, ...]
+    log_step: tuple[float, ...]
+    residual: float
+    center: str | Callable
+
+
+class IPBasis:
+    """Orthonormal basis of the kernels of a family of LSFs, on a logarithmic wavelength grid.
+
+    Make one with `from_lsfs`; sample the family well (some tens of times and fibres of a model): the basis then serves all
+    of it. `Coefficients.residual` says how well any other LSF is expressed.
+
+    Attributes
+    ----------
+    components : ndarray (n_component, n_lag)
+        Orthonormal rows at lags ``(first_lag + k) * step``.
+    wavelength_range : tuple of float
+        Observed vacuum Angstrom that the basis is for.
+    refinement : int
+        Nodes per 1e-4 in log10(wavelength).
+    """
+
+    def __init__(
+        self,
+        components: np.ndarray,
+        first_lag: int,
+        refinement: int,
+        wavelength_range: tuple[float, float],
+        n_nodes: int,
+    ) -> None:
+        self.components = np.ascontiguousarray(components)
+        self.first_lag = int(first_lag)
+        self.refinement = int(refinement)
+        self.wavelength_range = wavelength_range
+        self.n_nodes = int(n_nodes)
+
+    @property
+    def n_components(self) -> int:
+        """Number of components."""
+        return self.components.shape[0]
+
+    def __repr__(self) -> str:
+        low, high = self.wavelength_range
+        return f"<IPBasis of {self.n_components} components, {low:.0f}-{high:.0f} A>"
+
+    @classmethod
+    def from_lsfs(
+        cls,
+        lsfs: LSF | Sequence[LSF],
+        wavelength_range: u.Quantity | tuple[float, float],
+        *,
+        center: str | Callable | None = None,
+        tolerance: float = 1e-6,
+        max_components: int = 64,
+    ) -> IPBasis:
+        """Basis by singular value decomposition of the kernels of some LSFs.
+
+        Parameters
+        ----------
+        lsfs : LSF or sequence of LSF
+            Representative of all that will be used.
+        wavelength_range : Quantity or tuple
+            Observed wavelengths (vacuum; bare numbers are Angstrom) to be covered.
+        center : str or callable, optional
+            Centre at lag 0; each LSF's own, else "zero", by default. A basis made with one centre also expresses others when the
+            family's shifts span the difference; check the residual.
+        tolerance : float
+            Largest L1 error of a unit-area profile that is left out.
+        max_components : int
+        """
+        lsfs = [as_lsf(x) for x in (lsfs if isinstance(lsfs, (list, tuple)) else [lsfs])]
+        low, high = _range(wavelength_range)
+        tables = [t for lsf in lsfs for t in _tables(lsf, low, high, center)]
+        refinement = max(choose_refinement([t]) for t in tables)
+        kernels = [kernel_table(t, refinement) for t in tables]
+        first = min(k.first_lag for k in kernels)
+        last = max(k.first_lag + k.kernels.shape[1] for k in kernels)
+        rows = np.concatenate([_padded(k, first, last - first) for k in kernels])
+        step = LogGrid(refinement, 0, 1).step
+        rows = rows * step  # unit sum, so that tolerances are in L1
+        _, _, vt = np.linalg.svd(rows, full_matrices=False)
+        limit = min(max_components, vt.shape[0])
+        # the smallest number of components that leaves every profile within the tolerance
+        projection = rows @ vt.T
+        count = limit
+        for k in range(1, limit + 1):
+            if np.abs(rows - projection[:, :k] @ vt[:k]).sum(axis=1).max() <= tolerance:
+                count = k
+                break
+        n_nodes = max(t.nodes.size for t in tables)
+        return cls(vt[:count], first, refinement, (low, high), n_nodes)
+
+    def coefficients(self, lsf: LSF, *, center: str | Callable | None = None) -> Coefficients:
+        """Express an LSF in this basis.
+
+        Raises
+        ------
+        ValueError
+            The LSF reaches over lags that the basis does not have.
+        """
+        lsf = as_lsf(lsf)
+        low, high = self.wavelength_range
+        values, starts, steps, boundaries, worst = [], [], [], [], 0.0
+        grid_step = LogGrid(self.refinement, 0, 1).step
+        for table in _tables(lsf, low, high, center, self.n_nodes):
+            kernel = kernel_table(table, self.refinement)
+            rows = _padded(kernel, self.first_lag, self.components.shape[1])
+            value = rows @ self.components.T
+            worst = max(worst, float(np.abs(rows - value @ self.components).sum(axis=1).max() * grid_step))
+            values.append(np.ascontiguousarray(value))
+            starts.append(kernel.log_start)
+            steps.append(kernel.log_step)
+            boundaries.append(table.high)
+        definition = resolve_center(center, {"wavelength_center": lsf.center})
+        return Coefficients(tuple(values), tuple(boundaries[:-1]), tuple(starts), tuple(steps), worst, definition)
+
+
+def _range(wavelength_range: u.Quantity | tuple[float, float]) -> tuple[float, float]:
+    if isinstance(wavelength_range, u.Quantity):
+        wavelength_range = wavelength_range.to_value(u.AA)
+    low, high = (float(w) for w in wavelength_range)
+    if not 0 < low < high < np.inf:
+        raise ValueError(f"wavelength_range must be two increasing wavelengths, got {wavelength_range}")
+    return low, high
+
+
+def _tables(
+    lsf: LSF, low: float, high: float, center: str | Callable | None, n_nodes: int | None = None
+) -> list[LSFTable]:
+    """Tables of an LSF over a range; with ``n_nodes`` at fixed nodes, without the search for how many are needed."""
+    if n_nodes is None:
+        return tabulate(lsf, low, high, center=center)
+    tables = []
+    for segment in lsf.segments():
+        a, b = max(low, segment.low), min(high, segment.high)
+        if a < b:
+            inner = segment.lsf
+            definition = center if center is not None else (inner.center or "zero")
+            nodes = np.geomspace(a, b, n_nodes)
+            nodes[0], nodes[-1] = a, b
+            profiles = inner.sample(nodes)
+            tables.append(LSFTable(a, b, nodes, inner.offset, profiles, inner.zero_point(nodes, definition)))
+    return tables
+
+
+def _padded(kernel: KernelTable, first: int, size: int) -> np.ndarray:
+    """Kernels on another range of lags; refuses to cut off anything that matters."""
+    rows = np.zeros((kernel.kernels.shape[0], size))
+    begin = kernel.first_lag - first
+    a, b = max(begin, 0), min(begin + kernel.kernels.shape[1], size)
+    inner = kernel.kernels[:, a - begin : b - begin]
+    lost = np.abs(kernel.kernels).sum() - np.abs(inner).sum()
+    if lost > 1e-7 * np.abs(inner).sum():
+        raise ValueError("the LSF reaches further than the profiles that the basis was made from")
+    rows[:, a:b] = inner
+    return rows
+
+
+class TemplateBasis:
+    """Templates convolved once with every component of an `IPBasis`.
+
+    Parameters
+    ----------
+    templates : `~specutils.Spectrum` or sequence of them
+        Vacuum (or ``meta["wavelength_medium"] = "air"``), rest frame, finite and unmasked within the range that is used.
+    basis : IPBasis
+    max_velocity : float
+        Largest shift, km/s, that will be asked for: how far beyond the basis's range the templates are kept.
+
+    Notes
+    -----
+    Pixels within one profile of a join between arms use the profile of their own arm for all that they receive; `convolve`
+    and `ResolutionMatrix` use the arm of the true wavelength.
+
+    Examples
+    --------
+    >>> import astropy.units as u, numpy as np
+    >>> from specutils import Spectrum
+    >>> from lamost_lsf import GaussianIP, IPBasis, TemplateBasis
+    >>> axis = np.arange(4900, 5100, 0.05) * u.AA
+    >>> template = Spectrum(flux=(1 - 0.5 * np.exp(-(axis.value - 5000) ** 2 / 2)) * u.one, spectral_axis=axis)
+    >>> lsf = GaussianIP(1800).at()
+    >>> basis = IPBasis.from_lsfs(lsf, (4950, 5050))
+    >>> bound = TemplateBasis(template, basis).on_axis(np.arange(4960, 5040) * u.AA)
+    >>> print(f"{bound.apply(basis.coefficients(lsf))[0].min():.3f}")
+    0.677
+    """
+
+    def __init__(self, templates: Spectrum | Sequence[Spectrum], basis: IPBasis, *, max_velocity: float = 0.0) -> None:
+        templates = [templates] if isinstance(templates, Spectrum) else list(templates)
+        if not templates:
+            raise ValueError("give at least one template")
+        self.basis = basis
+        low, high = basis.wavelength_range
+        stretch = 1.0 + abs(max_velocity) / 299792.458
+        n_lag = basis.components.shape[1]
+        grid = LogGrid.covering(low / stretch, high * stretch, basis.refinement, margin=n_lag + 16)
+        self.grid = grid
+        size = next_fast_len(grid.size + n_lag, real=True)
+        lag = (basis.first_lag + np.arange(n_lag)) * grid.step
+        filters = np.concatenate([basis.components, basis.components * lag])
+        transforms = rfft(filters, size)
+        #: shape (n_template, n, 2 n_component): T * b_k and T * u b_k at the grid's nodes
+        self.values = np.empty((len(templates), grid.size, filters.shape[0]))
+        self.coverage: list[tuple[float, float]] = []
+        for row, template in zip(self.values, templates, strict=True):
+            spectrum, covered = _on_grid(template, grid)
+            self.coverage.append(covered)
+            convolved = irfft(rfft(spectrum, size) * transforms, size)
+            # lag 0 of the filter sits at its element -first_lag
+            start = -basis.first_lag
+            row[:] = convolved[:, start : start + grid.size].T
+
+    @property
+    def n_templates(self) -> int:
+        """Number of templates."""
+        return self.values.shape[0]
+
+    def on_axis(self, spectral_axis: u.Quantity, *, velocity: float = 0.0) -> BoundTemplate:
+        """Fix the output axis (vacuum wavelengths) and a velocity (km/s); what is left is a multiply-add."""
+        from lamost_lsf.units import doppler_factor
+
+        wavelength = axis_angstrom(u.Quantity(spectral_axis), "vacuum", "spectral_axis")
+        low, high = self.basis.wavelength_range
+        if wavelength[0] < low * (1 - 1e-12) or wavelength[-1] > high * (1 + 1e-12):
+            raise ValueError(
+                f"spectral_axis ({wavelength[0]:.2f}-{wavelength[-1]:.2f} A) leaves the basis's range {low:.2f}-{high:.2f} A"
+            )
+        shift = np.log(float(doppler_factor(velocity)))
+        position = self.grid.position(np.log(wavelength) - shift)
+        values = np.empty((self.n_templates, wavelength.size, self.values.shape[2]))
+        for template, out in zip(self.values, values, strict=True):
+            gather_rows(template, position, out)
+        return BoundTemplate(values, np.log(wavelength))
+
+
+@dataclass(frozen=True)
+class BoundTemplate:
+    """Convolved components of templates at the pixels of one axis; see `TemplateBasis.on_axis`."""
+
+    values: np.ndarray
+    log_wavelength: np.ndarray
+
+    def apply(self, coefficients: Coefficients) -> np.ndarray:
+        """Flux of every template seen through one LSF: shape (n_template, n_pixel)."""
+        out = np.empty(self.values.shape[:2])
+        edges = np.searchsorted(self.log_wavelength, np.log(coefficients.boundaries)) if coefficients.boundaries else []
+        edges = [0, *(int(e) for e in edges), self.log_wavelength.size]
+        for k, value in enumerate(coefficients.values):
+            a, b = edges[k], edges[k + 1]
+            if a < b:
+                multiply_add(
+                    self.values, self.log_wavelength, value, coefficients.log_start[k],
+                    1.0 / coefficients.log_step[k], a, b, out,
+                )  # fmt: skip
+        return out
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def multiply_add(values, s, coefficients, s0, inverse_ds, begin, end, out):
+    """Flux at pixels begin..end: sum over components of c_k P_k - c_k' Q_k (see the module's text)."""
+    n_k = coefficients.shape[1]
+    c, d = np.empty(n_k), np.empty(n_k)
+    for j in range(begin, end):
+        i, t = node_position(s[j], s0, inverse_ds, coefficients.shape[0])
+        w0, w1, w2, w3 = lagrange4(t)
+        v0, v1, v2, v3 = lagrange4_derivative(t)
+        c0, c1, c2, c3 = coefficients[i], coefficients[i + 1], coefficients[i + 2], coefficients[i + 3]
+        for k in range(n_k):
+            c[k] = w0 * c0[k] + w1 * c1[k] + w2 * c2[k] + w3 * c3[k]
+            d[k] = (v0 * c0[k] + v1 * c1[k] + v2 * c2[k] + v3 * c3[k]) * inverse_ds
+        for template in range(values.shape[0]):
+            row = values[template, j]
+            total = 0.0
+            for k in range(n_k):
+                total += c[k] * row[k] - d[k] * row[n_k + k]
+            out[template, j] = total
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def gather_rows(grid, position, out):
+    """`gather` for an array (n, m) of m values a node; NaN beyond the grid."""
+    from_grid = grid.shape[0]
+    for j in range(position.size):
+        i = int(np.floor(position[j]))
+        w = lagrange8(position[j] - i)
+        i -= 3
+        if i < 0 or i + 8 > from_grid:
+            out[j, :] = np.nan
+            continue
+        for m in range(grid.shape[1]):
+            out[j, m] = 0.0
+        for k in range(8):
+            for m in range(grid.shape[1]):
+                out[j, m] += w[k] * grid[i + k, m]
+
+
+def _on_grid(template: Spectrum, grid: LogGrid) -> tuple[np.ndarray, tuple[float, float]]:
+    """Template times its pixel widths in ln(wavelength), spread onto the grid, and the wavelengths between which it is complete."""
+    medium = check_medium(template.meta.get("wavelength_medium") or "vacuum")
+    w = axis_angstrom(template.spectral_axis, medium, "the template's axis")
+    flux, _, bad = flux_and_mask(template, None, w.size)
+    if flux.ndim != 1:
+        raise ValueError(f"a template must be one spectrum, got flux of shape {flux.shape}")
+    nodes = grid.wavelength[[0, -1]]
+    first, last = np.searchsorted(w, nodes)
+    if last - first < 2:
+        raise ValueError(
+            f"the template ({w[0]:.1f}-{w[-1]:.1f} A) does not reach the wavelengths {nodes[0]:.1f}-{nodes[1]:.1f} A"
+        )
+    here = slice(first, last)
+    if np.any(bad[here]):
+        where = w[here][bad[here]][0]
+        raise ValueError(f"the template has masked or non-finite pixels (first at {where:.2f} A) in the range used")
+    out = np.zeros(grid.size)
+    spread(grid.position(np.log(w[here])), flux[here] * np.gradient(w)[here] / w[here], out)
+    return out, (float(w[first]), float(w[last - 1]))

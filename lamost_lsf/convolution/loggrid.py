@@ -1,0 +1,297 @@
+"""Logarithmic wavelength grids: spreading samples onto them, reading off them, kernels on them.
+
+On ``s = ln(w)`` the scatter integral is ``F(s) = integral T(s') g(s - s'; s') ds'`` with
+``g(u; s') = w' h(w' (e^u - 1); w')``. A Doppler shift is then a translation, and a profile's width, nearly proportional to
+wavelength, changes little along the axis. Profiles are smooth on the scale of the grid, so both the template's samples
+and the profiles are brought onto it by the transpose of eight-point Lagrange interpolation: every sample is shared among
+its eight neighbours so that the first eight moments are kept. Sharp template lines, and even the jump at the end of a
+truncated profile, thereby keep their integrals; what is lost lies beyond the frequencies that the profile passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from lamost_lsf.convolution.nodes import LSFTable, lagrange4, node_position
+from lamost_lsf.spline import uniform_coefficients
+
+__all__ = [
+    "LOG_STEP",
+    "KernelTable",
+    "LogGrid",
+    "choose_refinement",
+    "gather",
+    "kernel_table",
+    "lagrange8",
+    "scatter",
+    "spread",
+]
+
+#: LAMOST's step, 1e-4 in log10(wavelength), in natural logarithms. Grids are integer fractions of it with nodes at
+#: integer multiples, so that LAMOST's pixels coincide with nodes.
+LOG_STEP = 1e-4 * np.log(10.0)
+
+_TAPS = 8
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def lagrange8(t):
+    """Weights of the polynomial through nodes -3..4 at 0 <= t < 1."""
+    a, b, c, d = t + 3.0, t + 2.0, t + 1.0, t
+    e, f, g, h = t - 1.0, t - 2.0, t - 3.0, t - 4.0
+    ab, cd, ef, gh = a * b, c * d, e * f, g * h
+    abcd, efgh = ab * cd, ef * gh
+    return (
+        b * cd * efgh * (-1.0 / 5040.0),
+        a * cd * efgh * (1.0 / 720.0),
+        ab * d * efgh * (-1.0 / 240.0),
+        ab * c * efgh * (1.0 / 144.0),
+        abcd * f * gh * (-1.0 / 144.0),
+        abcd * e * gh * (1.0 / 240.0),
+        abcd * ef * h * (-1.0 / 720.0),
+        abcd * ef * g * (1.0 / 5040.0),
+    )
+
+
+@dataclass(frozen=True)
+class LogGrid:
+    """Nodes ``ln(w) = n * step`` for n = start .. start + size - 1, with step = LOG_STEP / refinement."""
+
+    refinement: int
+    start: int
+    size: int
+
+    @property
+    def step(self) -> float:
+        """Step in ln(wavelength)."""
+        return LOG_STEP / self.refinement
+
+    @property
+    def wavelength(self) -> np.ndarray:
+        """Vacuum Angstrom of the nodes."""
+        return np.exp(np.arange(self.start, self.start + self.size) * self.step)
+
+    @classmethod
+    def covering(cls, low: float, high: float, refinement: int, margin: int = _TAPS) -> LogGrid:
+        """Grid from ``low`` to ``high`` (Angstrom) and ``margin`` nodes beyond."""
+        step = LOG_STEP / refinement
+        start = int(np.floor(np.log(low) / step)) - margin
+        stop = int(np.ceil(np.log(high) / step)) + margin
+        return cls(refinement, start, stop - start + 1)
+
+    def position(self, log_wavelength: np.ndarray) -> np.ndarray:
+        """Position in nodes, from the first, of natural logarithms of wavelength."""
+        return log_wavelength / self.step - self.start
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def spread(position, value, out):
+    """Add each value to the eight nodes of ``out`` around its position (in nodes): the transpose of `gather`."""
+    for j in range(position.size):
+        i = int(np.floor(position[j]))
+        w = lagrange8(position[j] - i)
+        i -= 3
+        if i < 0 or i + 8 > out.size:
+            continue
+        v = value[j]
+        out[i] += w[0] * v
+        out[i + 1] += w[1] * v
+        out[i + 2] += w[2] * v
+        out[i + 3] += w[3] * v
+        out[i + 4] += w[4] * v
+        out[i + 5] += w[5] * v
+        out[i + 6] += w[6] * v
+        out[i + 7] += w[7] * v
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def gather(grid, position, out):
+    """Eight-point Lagrange interpolation of ``grid`` at positions in nodes; NaN within four nodes of its ends."""
+    for j in range(position.size):
+        i = int(np.floor(position[j]))
+        w = lagrange8(position[j] - i)
+        i -= 3
+        if i < 0 or i + 8 > grid.size:
+            out[j] = np.nan
+            continue
+        total = 0.0
+        for k in range(8):
+            total += w[k] * grid[i + k]
+        out[j] = total
+
+
+@dataclass(frozen=True)
+class KernelTable:
+    """Kernels of one LSF segment on a logarithmic grid, at nodes of the true wavelength.
+
+    Attributes
+    ----------
+    low, high : float
+        True vacuum wavelengths (Angstrom) of the segment.
+    kernels : ndarray (n_node, n_lag)
+        ``g(u; s')`` at lags ``(first_lag + k) * step``.
+    first_lag : int
+    log_start, log_step : float
+        Nodes of ln(true wavelength).
+    """
+
+    low: float
+    high: float
+    kernels: np.ndarray
+    first_lag: int
+    log_start: float
+    log_step: float
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def _project_profiles(nodes, zero, x0, x1, coefficients, step, first_lag, abscissae, weights, out):
+    n_cells = coefficients.shape[1]
+    inverse_dx = n_cells / (x1 - x0)
+    n_q = abscissae.size
+    for m in range(nodes.size):
+        w, row = nodes[m], out[m]
+        u0, u1 = np.log1p((x0 - zero[m]) / w), np.log1p((x1 - zero[m]) / w)
+        lag = int(np.floor(u0 / step))
+        while lag * step < u1:
+            # the part of this cell of the grid that lies inside the profile's window
+            begin, end = max(lag * step, u0), min((lag + 1) * step, u1)
+            for q in range(n_q):
+                u = begin + (end - begin) * abscissae[q]
+                e = np.exp(u)
+                p = (w * (e - 1.0) + zero[m] - x0) * inverse_dx
+                cell = min(max(int(p), 0), n_cells - 1)
+                t = (p - cell) / inverse_dx
+                c = coefficients[m, cell]
+                value = (c[0] + t * (c[1] + t * (c[2] + t * c[3]))) * w * weights[q] * (end - begin)
+                share = lagrange8(u / step - lag)
+                i = lag - first_lag - 3
+                for a in range(8):
+                    row[i + a] += share[a] * value
+            lag += 1
+
+
+def kernel_table(table: LSFTable, refinement: int) -> KernelTable:
+    """Bring the profiles of an `LSFTable` onto the lags of a logarithmic grid."""
+    step = LOG_STEP / refinement
+    low, high = table.reach
+    first = int(np.floor(np.log1p(low / table.nodes[0]) / step)) - _TAPS
+    last = int(np.ceil(np.log1p(high / table.nodes[0]) / step)) + _TAPS
+    kernels = np.zeros((table.nodes.size, last - first + 1))
+    # Gauss-Legendre in every cell: the shares are polynomials only inside a cell, so the profile's own samples would
+    # not integrate them exactly.
+    abscissae, weights = np.polynomial.legendre.leggauss(6)
+    _project_profiles(
+        table.nodes, table.zero, table.offset[0], table.offset[-1], uniform_coefficients(table.offset_step, table.profiles),
+        step, first, 0.5 * (abscissae + 1.0), 0.5 * weights, kernels,
+    )  # fmt: skip
+    kernels /= step
+    return KernelTable(table.low, table.high, kernels, first, table.log_start, table.log_step)
+
+
+def choose_refinement(tables: list[LSFTable], tolerance: float = 4e-6, largest: int = 1024) -> int:
+    """Coarsest grid on which every profile is resolved: interpolation between its lags is good to ``tolerance``.
+
+    Judged, in L1, on the profiles themselves away from the ends of their window (a jump there keeps its integral by
+    construction and is not resolvable by any grid).
+    """
+    # A Gaussian needs some five nodes a sigma, and 1 / peak is 2.5 sigma: begin a little coarser than that.
+    narrowest = min(1.0 / (float(t.profiles[i].max()) * t.nodes[i]) for t in tables for i in (0, -1))
+    refinement = max(1, int(8.0 * LOG_STEP / narrowest))
+    while refinement <= largest:
+        error = max(_interpolation_error(t, refinement) for t in tables)
+        if error <= tolerance:
+            return refinement
+        # the error falls with the eighth power of the refinement, or slower near the limit of resolution
+        growth = min((error / tolerance) ** 0.125, 2.0) if np.isfinite(error) else 2.0
+        refinement = max(refinement + 1, int(refinement * growth))
+    raise ValueError(f"the profile is too sharp for a logarithmic grid of 1/{largest} of LAMOST's step")
+
+
+def _interpolation_error(table: LSFTable, refinement: int) -> float:
+    step = LOG_STEP / refinement
+    index = np.unique([0, table.nodes.size // 2, table.nodes.size - 1])
+    coefficients = uniform_coefficients(table.offset_step, table.profiles[index])
+    return float(_half_cell_error(table.nodes[index] * step, table.offset[0], table.offset_step, coefficients))
+
+
+@njit(cache=True, error_model="numpy")
+def _half_cell_error(cells, x0, dx, coefficients):
+    """Largest L1 error of interpolation half-way between lags; infinite where fewer than twelve cells fit."""
+    worst = 0.0
+    n_cells = coefficients.shape[1]
+    half = lagrange8(0.5)
+    for m in range(cells.size):
+        cell = cells[m]
+        # only lags whose eight neighbours all lie inside the window
+        first, last = int(np.ceil(x0 / cell)), int(np.floor((x0 + n_cells * dx) / cell))
+        n = last - first + 1
+        if n < 12:
+            return np.inf
+        values, middle = np.empty(n), np.empty(n)
+        for k in range(n):
+            for j in range(2):
+                p = ((first + k + 0.5 * j) * cell - x0) / dx
+                i = min(max(int(p), 0), n_cells - 1)
+                t = (p - i) * dx
+                c = coefficients[m, i]
+                y = c[0] + t * (c[1] + t * (c[2] + t * c[3]))
+                if j == 0:
+                    values[k] = y
+                else:
+                    middle[k] = y
+        total = 0.0
+        for k in range(3, n - 4):
+            guess = 0.0
+            for a in range(8):
+                guess += half[a] * values[k - 3 + a]
+            total += abs(guess - middle[k])
+        worst = max(worst, total * cell)
+    return worst
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def _scatter_segment(template, start, step, kernels, first_lag, log_start, inverse_log_step, begin, end, out):
+    n_lag = kernels.shape[1]
+    for m in range(begin, end):
+        value = template[m]
+        if value == 0.0:
+            continue
+        i, t = node_position((start + m) * step, log_start, inverse_log_step, kernels.shape[0])
+        a, b, c, d = lagrange4(t)
+        a, b, c, d = a * value, b * value, c * value, d * value
+        base = m + first_lag
+        lo, hi = max(0, -base), min(n_lag, out.size - base)
+        k0, k1, k2, k3 = kernels[i], kernels[i + 1], kernels[i + 2], kernels[i + 3]
+        for k in range(lo, hi):
+            out[base + k] += a * k0[k] + b * k1[k] + c * k2[k] + d * k3[k]
+
+
+def scatter(template: np.ndarray, grid: LogGrid, tables: list[KernelTable]) -> np.ndarray:
+    """Scatter integral on the grid: every node of the template spreads by the kernel of its own wavelength.
+
+    Parameters
+    ----------
+    template : ndarray (n_segment, n) or (n,)
+        Template spread onto the grid; one row a segment where there are several, for a sample near a join must spread by its
+        own segment's kernel even where its eight nodes reach across.
+    grid : LogGrid
+    tables : list of KernelTable
+
+    Returns
+    -------
+    ndarray (n,)
+    """
+    rows = np.atleast_2d(template)
+    out = np.zeros(rows.shape[1])
+    for row, table in zip(rows, tables, strict=True):
+        used = np.flatnonzero(row)
+        if used.size:
+            _scatter_segment(
+                row, grid.start, grid.step, table.kernels, table.first_lag, table.log_start, 1.0 / table.log_step,
+                used[0], used[-1] + 1, out,
+            )  # fmt: skip
+    return out

@@ -1,0 +1,50 @@
+"""Writing files so that nothing half-written ever stands under its final name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+__all__ = ["atomic_path"]
+
+
+@contextmanager
+def atomic_path(path: str | PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+    """Temporary path in the folder of ``path``, renamed to it on success and removed on failure.
+
+    Parameters
+    ----------
+    path : path
+        Final name.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    FileExistsError
+        ``path`` exists and ``overwrite`` is False.
+    FileNotFoundError
+        The folder does not exist.
+    """
+    final = Path(path)
+    if final.exists() and not overwrite:
+        raise FileExistsError(f"{final} exists; pass overwrite=True to replace it")
+    if not final.parent.is_dir():
+        raise FileNotFoundError(f"folder {final.parent} does not exist")
+    # keep the suffix: writers such as astropy's choose format and compression by it
+    handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.stem}-", suffix="".join(final.suffixes))
+    os.close(handle)
+    temporary = Path(name)
+    # mkstemp makes private files; a finished product gets the user's usual permissions
+    umask = os.umask(0)
+    os.umask(umask)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)

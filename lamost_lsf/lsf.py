@@ -1,0 +1,325 @@
+"""`LSF`: the instrumental profile of one spectrum as a function of the true wavelength alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import astropy.units as u
+import numpy as np
+
+from lamost_lsf.errors import OutOfRangeError
+from lamost_lsf.profile import InstrumentalProfile
+from lamost_lsf.spline import quadrature_weights
+from lamost_lsf.units import to_angstrom, to_vacuum_angstrom
+
+__all__ = ["LSF", "JoinedLSF", "MeanLSF", "Segment", "ShiftedLSF", "TabulatedLSF", "as_lsf"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Part of the true-wavelength axis on which one smooth LSF holds: low <= wavelength < high (Angstrom)."""
+
+    low: float
+    high: float
+    lsf: LSF
+
+
+class LSF(ABC):
+    """Instrumental profile of one spectrum at any true wavelength.
+
+    Sub-classes give ``_sample``; everything else follows. Wavelengths are vacuum, in the frame of the spectrum that
+    the LSF is for. ``center`` names the point of the profile that sits at lag 0 when the LSF is used as a kernel;
+    None leaves the choice to whoever uses it (`lamost_lsf.convolve` then takes the spectrum's own, else "zero").
+    """
+
+    #: Offsets of the samples, Angstrom, uniform, shape (n,).
+    offset: np.ndarray
+    #: Wavelengths (low, high), Angstrom, between which the LSF may be asked for.
+    wavelength_range: tuple[float, float] = (0.0, np.inf)
+    #: Name of, or estimator for, the centre at lag 0; None: undecided.
+    center: str | Callable | None = None
+
+    def __init__(self, meta: Mapping[str, Any] | None = None) -> None:
+        self.meta: dict[str, Any] = dict(meta or {})
+
+    @abstractmethod
+    def _sample(self, wavelength: np.ndarray) -> np.ndarray:
+        """Profiles at ``wavelength`` (m,), vacuum Angstrom, of any normalisation: shape (m, n)."""
+
+    def sample(self, wavelength: np.ndarray) -> np.ndarray:
+        """Unit-area profiles on ``self.offset``.
+
+        Parameters
+        ----------
+        wavelength : ndarray (m,)
+            True vacuum wavelength, Angstrom.
+
+        Returns
+        -------
+        ndarray (m, n)
+            Per Angstrom; the spline through each row integrates to 1.
+
+        Raises
+        ------
+        OutOfRangeError
+            A wavelength outside ``wavelength_range``.
+        """
+        wavelength = np.asarray(wavelength, dtype=np.float64)
+        self._check_range(wavelength)
+        profiles = np.asarray(self._sample(wavelength), dtype=np.float64)
+        area = profiles @ quadrature_weights(self.offset)
+        bad = ~(area > 0)
+        if np.any(bad):
+            raise ValueError(
+                f"the profile at {wavelength[np.argmax(bad)]:.2f} A has no positive area; the LSF is not usable there"
+            )
+        return profiles / area[:, None]
+
+    def _check_range(self, wavelength: np.ndarray) -> None:
+        low, high = self.wavelength_range
+        if wavelength.size and not (np.min(wavelength) >= low and np.max(wavelength) <= high):
+            raise OutOfRangeError(
+                f"wavelengths {np.min(wavelength):.2f}-{np.max(wavelength):.2f} A (vacuum) reach outside "
+                f"{low:.2f}-{high:.2f} A, the range of this LSF; pass extrapolate=True where it is made "
+                "(model.at, archive.lsf, archive.lsf_for) to go beyond"
+            )
+
+    def zero_point(self, wavelength: np.ndarray, center: str | Callable | None = None) -> np.ndarray:
+        """Offset (Angstrom) of the profile's centre by a definition, at each wavelength (m,) of vacuum Angstrom."""
+        center = center if center is not None else (self.center or "zero")
+        wavelength = np.asarray(wavelength, dtype=np.float64)
+        if isinstance(center, str) and center.lower() == "zero":
+            return np.zeros(wavelength.shape)
+        from lamost_lsf.plugins import apply_center, get_center
+
+        value = np.asarray(apply_center(get_center(center), self.offset, self.sample(wavelength)))
+        if not np.all(np.isfinite(value)):
+            where = wavelength[~np.isfinite(value)][0]
+            raise ValueError(f"the centre {center!r} of the profile at {where:.2f} A could not be determined")
+        return value
+
+    def profile(self, wavelength: u.Quantity, *, medium: str = "vacuum") -> InstrumentalProfile:
+        """Instrumental profile(s) at true wavelength(s).
+
+        Parameters
+        ----------
+        wavelength : `~astropy.units.Quantity`
+            Scalar or array, measured in ``medium``.
+        medium : {"vacuum", "air"}
+            Medium of ``wavelength``.
+
+        Returns
+        -------
+        InstrumentalProfile
+            Unit area, of shape ``wavelength.shape``.
+        """
+        angstrom = to_vacuum_angstrom(wavelength, medium)
+        flux = self.sample(angstrom.ravel()).reshape((*angstrom.shape, -1))
+        meta = dict(self.meta)
+        if self.center is not None:
+            meta["wavelength_center"] = self.center
+        return InstrumentalProfile(self.offset * u.AA, flux, wavelength=angstrom * u.AA, meta=meta)
+
+    def segments(self) -> tuple[Segment, ...]:
+        """Smooth parts of the LSF, in order of wavelength; one unless arms are joined."""
+        return (Segment(0.0, np.inf, self),)
+
+    def centered(self, center: str | Callable | None) -> LSF:
+        """The same LSF with another centre at lag 0 (see `lamost_lsf.list_plugins` for the names)."""
+        from copy import copy
+
+        new = copy(self)
+        new.center = center
+        return new
+
+    def shifted(self, factor: float) -> LSF:
+        """The LSF of a spectrum whose wavelengths were divided by ``factor``.
+
+        A LAMOST file's heliocentric wavelengths are those of the detector divided by ``1 + HELIO_RV / c``: the LSF for
+        the file is the detector's LSF ``.shifted(1 + HELIO_RV / c)``.
+        """
+        return self if factor == 1.0 else ShiftedLSF(self, factor)
+
+
+class TabulatedLSF(LSF):
+    """LSF through given profiles, cubic (or linear, with fewer than four) in wavelength between them.
+
+    Parameters
+    ----------
+    profiles : InstrumentalProfile
+        Shape (m,) with increasing ``wavelength``, or a single profile, which then holds everywhere.
+    extrapolate : bool
+        Whether the first and last profiles hold beyond their wavelengths.
+
+    Examples
+    --------
+    >>> import astropy.units as u, numpy as np
+    >>> from lamost_lsf import InstrumentalProfile
+    >>> from lamost_lsf.lsf import TabulatedLSF
+    >>> x = np.linspace(-8, 8, 161) * u.AA
+    >>> ip = InstrumentalProfile(x, np.exp(-0.5 * (x.value / 1.2) ** 2))
+    >>> print(f"{TabulatedLSF(ip).profile(5000 * u.AA).fwhm:.3f}")
+    2.826 Angstrom
+    """
+
+    def __init__(self, profiles: InstrumentalProfile, *, extrapolate: bool = False) -> None:
+        super().__init__(profiles.meta)
+        if profiles.ndim > 1:
+            raise ValueError(f"profiles must have shape (m,) or (), got {profiles.shape}")
+        offset = profiles._offset
+        step = np.diff(offset)
+        flux = np.atleast_2d(profiles.flux)
+        if np.ptp(step) > 1e-9 * np.mean(step):
+            # uniform offsets are what the fast convolution works on: resample no coarser than the finest step
+            from lamost_lsf.spline import SplineFamily
+
+            uniform = np.linspace(offset[0], offset[-1], int(np.ceil((offset[-1] - offset[0]) / step.min())) + 1)
+            flux, offset = SplineFamily(offset, flux)(uniform), uniform
+        self.offset = offset
+        self._flux = flux / (flux @ quadrature_weights(offset))[:, None]
+        self._nodes = None
+        if profiles.shape and profiles.shape[0] > 1:
+            if profiles.wavelength is None:
+                raise ValueError("profiles need their wavelengths to be tabulated")
+            self._nodes = profiles.wavelength.to_value(u.AA)
+            if np.any(np.diff(self._nodes) <= 0):
+                raise ValueError("the profiles' wavelengths must increase strictly")
+            if not extrapolate:
+                self.wavelength_range = (float(self._nodes[0]), float(self._nodes[-1]))
+
+    def _sample(self, wavelength: np.ndarray) -> np.ndarray:
+        if self._nodes is None:
+            return np.broadcast_to(self._flux, (wavelength.size, self.offset.size))
+        clipped = np.clip(wavelength, self._nodes[0], self._nodes[-1])
+        if self._nodes.size >= 4:
+            from scipy.interpolate import CubicSpline
+
+            return CubicSpline(self._nodes, self._flux)(clipped)
+        from scipy.interpolate import interp1d
+
+        return interp1d(self._nodes, self._flux, axis=0)(clipped)
+
+
+class MeanLSF(LSF):
+    """Mean of several LSFs on one offset grid: what a co-add of equal exposures has.
+
+    Parameters
+    ----------
+    lsfs : sequence of LSF
+    weights : array_like, optional
+        Relative weight of each exposure; equal by default.
+    """
+
+    def __init__(self, lsfs: Sequence[LSF], weights: np.ndarray | None = None) -> None:
+        if not lsfs:
+            raise ValueError("the mean of no LSFs is not defined")
+        super().__init__(lsfs[0].meta)
+        self.meta["n_exposures"] = len(lsfs)
+        self.offset = lsfs[0].offset
+        if any(o.offset.shape != self.offset.shape or np.any(o.offset != self.offset) for o in lsfs):
+            raise ValueError("LSFs on different offset grids cannot be averaged")
+        self.wavelength_range = (
+            max(o.wavelength_range[0] for o in lsfs),
+            min(o.wavelength_range[1] for o in lsfs),
+        )
+        self.center = lsfs[0].center
+        self._lsfs = tuple(lsfs)
+        weights = np.ones(len(lsfs)) if weights is None else np.asarray(weights, dtype=np.float64)
+        if weights.shape != (len(lsfs),) or np.any(weights < 0) or not weights.sum() > 0:
+            raise ValueError(f"weights must be {len(lsfs)} non-negative numbers that are not all 0")
+        self._weights = weights / weights.sum()
+
+    def _sample(self, wavelength: np.ndarray) -> np.ndarray:
+        return sum(w * lsf.sample(wavelength) for w, lsf in zip(self._weights, self._lsfs, strict=True))
+
+
+class ShiftedLSF(LSF):
+    """An LSF seen in a frame whose wavelengths are those of the inner LSF divided by ``factor``."""
+
+    def __init__(self, inner: LSF, factor: float) -> None:
+        super().__init__(inner.meta)
+        if not (np.isfinite(factor) and factor > 0):
+            raise ValueError(f"factor must be positive, got {factor}")
+        self._inner, self._factor = inner, float(factor)
+        self.offset = inner.offset / self._factor
+        self.wavelength_range = tuple(w / self._factor for w in inner.wavelength_range)
+        self.center = inner.center
+
+    def _sample(self, wavelength: np.ndarray) -> np.ndarray:
+        return self._inner.sample(np.asarray(wavelength) * self._factor)
+
+
+class JoinedLSF(LSF):
+    """LSFs of adjoining wavelength ranges (the arms of a spectrograph) as one.
+
+    Parameters
+    ----------
+    parts : sequence of Segment
+        In order of wavelength and without gaps: the ``high`` of each is the ``low`` of the next.
+    """
+
+    def __init__(self, parts: Sequence[Segment]) -> None:
+        super().__init__(parts[0].lsf.meta)
+        if any(a.high != b.low for a, b in zip(parts[:-1], parts[1:], strict=True)):
+            raise ValueError("the parts must adjoin: each must begin where the one before ends")
+        self._parts = tuple(parts)
+        self.center = parts[0].lsf.center
+        self.wavelength_range = (
+            max(parts[0].low, parts[0].lsf.wavelength_range[0]),
+            min(parts[-1].high, parts[-1].lsf.wavelength_range[1]),
+        )
+        # one grid that holds every part's window, as fine as the finest, for profiles on both sides of a join
+        low = min(p.lsf.offset[0] for p in parts)
+        high = max(p.lsf.offset[-1] for p in parts)
+        step = min(np.diff(p.lsf.offset).min() for p in parts)
+        same = all(
+            p.lsf.offset.shape == parts[0].lsf.offset.shape and np.all(p.lsf.offset == parts[0].lsf.offset)
+            for p in parts
+        )
+        self.offset = parts[0].lsf.offset if same else np.linspace(low, high, int(np.ceil((high - low) / step)) + 1)
+
+    def _sample(self, wavelength: np.ndarray) -> np.ndarray:
+        from lamost_lsf.spline import SplineFamily
+
+        out = np.empty((wavelength.size, self.offset.size))
+        for part in self._parts:
+            here = (wavelength >= part.low) & (wavelength < part.high)
+            if np.any(here):
+                samples = part.lsf.sample(wavelength[here])
+                if part.lsf.offset is not self.offset:
+                    samples = SplineFamily(part.lsf.offset, samples)(self.offset)
+                out[here] = samples
+        return out
+
+    def segments(self) -> tuple[Segment, ...]:
+        return tuple(Segment(p.low, p.high, p.lsf.centered(self.center)) for p in self._parts)
+
+    def shifted(self, factor: float) -> LSF:
+        if factor == 1.0:
+            return self
+        joined = JoinedLSF([Segment(p.low / factor, p.high / factor, p.lsf.shifted(factor)) for p in self._parts])
+        joined.center = self.center
+        return joined
+
+
+def as_lsf(obj: Any) -> LSF:
+    """LSF from whatever describes one: an `LSF`, an IP model that needs neither time nor fibre, or profiles.
+
+    Raises
+    ------
+    TypeError
+        Anything else; the message says what is accepted.
+    """
+    if isinstance(obj, LSF):
+        return obj
+    if isinstance(obj, InstrumentalProfile):
+        return TabulatedLSF(obj)
+    if hasattr(obj, "at"):
+        return obj.at()
+    raise TypeError(
+        "lsf must be an LSF (model.at(time=..., fiber=...)), an IP model that depends on wavelength only "
+        f"(GaussianIP) or an InstrumentalProfile, got {type(obj).__name__}"
+    )

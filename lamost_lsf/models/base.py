@@ -1,0 +1,175 @@
+"""What every model of the instrumental profile offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import astropy.units as u
+import numpy as np
+from astropy.time import Time
+
+from lamost_lsf.kernel import IPKernel
+from lamost_lsf.lsf import LSF, MeanLSF
+from lamost_lsf.profile import InstrumentalProfile
+from lamost_lsf.time import time_to_lmjm
+from lamost_lsf.units import to_vacuum_angstrom
+
+__all__ = ["IPModel"]
+
+
+class IPModel(ABC):
+    """Instrumental profile as a function of time, fibre and true wavelength.
+
+    A sub-class gives ``offset``, ``needs_time``, ``needs_fiber``, ``wavelength_range`` and ``_evaluate``.
+    """
+
+    #: Offsets of the samples, Angstrom, uniform, shape (n,).
+    offset: np.ndarray
+    needs_time: bool = False
+    needs_fiber: bool = False
+    #: Wavelengths (low, high), vacuum Angstrom, that the model was made for.
+    wavelength_range: tuple[float, float] = (0.0, np.inf)
+    meta: dict[str, Any]
+
+    @abstractmethod
+    def _evaluate(
+        self, time: np.ndarray | None, fiber: np.ndarray | None, wavelength: np.ndarray, extrapolate: bool
+    ) -> np.ndarray:
+        """Profiles (m, n) at m times, fibres and vacuum wavelengths (Angstrom), all of shape (m,).
+
+        ``time`` is what `_time_label` makes of an astropy Time.
+        """
+
+    def _time_label(self, time: Time) -> np.ndarray:
+        """Plain number that stands for a time in this model: local modified Julian minutes."""
+        return time_to_lmjm(time)
+
+    def _check_labels(self, time: Time | None, fiber: np.ndarray | None, extrapolate: bool) -> None:
+        """Raise where a time or fibre is missing or outside the model's range."""
+        name = type(self).__name__
+        if self.needs_time and time is None:
+            raise ValueError(f"{name} depends on time: pass time=astropy.time.Time(...)")
+        if self.needs_fiber and fiber is None:
+            raise ValueError(f"{name} depends on the fibre: pass fiber=1..250")
+        if time is not None and not isinstance(time, Time):
+            raise TypeError(f"time must be an astropy Time, got {type(time).__name__}")
+
+    def profile(
+        self,
+        *,
+        time: Time | None = None,
+        fiber: int | np.ndarray | None = None,
+        wavelength: u.Quantity,
+        medium: str = "vacuum",
+        extrapolate: bool = False,
+    ) -> InstrumentalProfile:
+        """Instrumental profile(s).
+
+        Parameters
+        ----------
+        time : `~astropy.time.Time`, optional
+            Mid-exposure; scalar or array.
+        fiber : int or array_like of int, optional
+            Fibre number as in the survey's files (LAMOST: 1-250).
+        wavelength : `~astropy.units.Quantity`
+            True wavelength in the detector's frame, measured in ``medium``. ``time``, ``fiber`` and ``wavelength``
+            broadcast against one another.
+        medium : {"vacuum", "air"}
+            Medium of ``wavelength``.
+        extrapolate : bool
+            Allow labels outside the range that the model was trained on.
+
+        Returns
+        -------
+        InstrumentalProfile
+            Of the broadcast shape.
+
+        Raises
+        ------
+        OutOfRangeError
+            A label outside the trained range, unless ``extrapolate``.
+        ValueError
+            A missing label or shapes that do not broadcast.
+        """
+        vacuum = to_vacuum_angstrom(wavelength, medium)
+        fibers = None if fiber is None else np.asarray(fiber)
+        self._check_labels(time, fibers, extrapolate)
+        shapes = {"wavelength": vacuum.shape}
+        if time is not None:
+            shapes["time"] = time.shape
+        if fibers is not None:
+            shapes["fiber"] = fibers.shape
+        try:
+            shape = np.broadcast_shapes(*shapes.values())
+        except ValueError:
+            raise ValueError(f"shapes do not broadcast: {shapes}") from None
+        wide = np.broadcast_to(vacuum, shape)
+        flux = self._evaluate(
+            None if time is None else np.broadcast_to(self._time_label(time), shape).ravel(),
+            None if fibers is None else np.broadcast_to(fibers, shape).ravel(),
+            wide.ravel(),
+            extrapolate,
+        )
+        return InstrumentalProfile(
+            self.offset * u.AA, flux.reshape((*shape, -1)), wavelength=wide * u.AA, meta=self.meta
+        )
+
+    def at(self, *, time: Time | None = None, fiber: int | None = None, extrapolate: bool = False) -> LSF:
+        """LSF of one fibre at one time (or the mean over several times: a co-add).
+
+        Parameters
+        ----------
+        time : `~astropy.time.Time`, optional
+            Scalar, or the times of the exposures that were co-added.
+        fiber : int, optional
+        extrapolate : bool
+            Allow times, fibres and, later, wavelengths outside the trained range.
+
+        Returns
+        -------
+        `~lamost_lsf.lsf.LSF`
+        """
+        if fiber is not None and np.ndim(fiber):
+            raise ValueError("at() makes the LSF of one fibre; profile() takes arrays of fibres")
+        self._check_labels(time, None if fiber is None else np.asarray(fiber), extrapolate)
+        if time is None or time.isscalar:
+            return _ModelLSF(self, time, fiber, extrapolate)
+        if time.size == 0:
+            raise ValueError("time is empty")
+        return MeanLSF([_ModelLSF(self, t, fiber, extrapolate) for t in time.ravel()])
+
+    def kernel(
+        self,
+        *,
+        time: Time | None = None,
+        fiber: int | None = None,
+        wavelength: u.Quantity,
+        medium: str = "vacuum",
+        dispersion: u.Quantity | None = None,
+        spectral_axis: u.Quantity | None = None,
+        center: str | Callable | None = None,
+        extrapolate: bool = False,
+    ) -> IPKernel:
+        """Convolution kernel straight from the model; see `profile` and `InstrumentalProfile.to_kernel`."""
+        ip = self.profile(time=time, fiber=fiber, wavelength=wavelength, medium=medium, extrapolate=extrapolate)
+        return ip.to_kernel(dispersion=dispersion, spectral_axis=spectral_axis, center=center)
+
+
+class _ModelLSF(LSF):
+    """LSF of a model at one time and fibre."""
+
+    def __init__(self, model: IPModel, time: Time | None, fiber: int | None, extrapolate: bool) -> None:
+        super().__init__(model.meta)
+        self.model, self.fiber, self.extrapolate = model, fiber, extrapolate
+        self._time = None if time is None else float(model._time_label(time))
+        self.offset = model.offset
+        if not extrapolate:
+            self.wavelength_range = model.wavelength_range
+
+    def _sample(self, wavelength: np.ndarray) -> np.ndarray:
+        size = wavelength.size
+        time = None if self._time is None else np.full(size, self._time)
+        fiber = None if self.fiber is None else np.full(size, self.fiber)
+        return self.model._evaluate(time, fiber, wavelength, self.extrapolate)

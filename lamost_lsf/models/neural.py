@@ -1,0 +1,314 @@
+"""`NeuralIP`: a trained network (time, fibre, wavelength -> profile), evaluated with numpy alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.time import Time
+
+from lamost_lsf.errors import FormatError, OutOfRangeError
+from lamost_lsf.files import atomic_path
+from lamost_lsf.models.base import IPModel
+from lamost_lsf.units import air_to_vacuum, check_medium, vacuum_to_air
+
+__all__ = ["ARM_BOUNDARY_AIR", "LAMOST_WINDOWS", "NeuralIP", "parse_model_name"]
+
+FORMAT = "lamost-lsf/neural-ip"
+FORMAT_VERSION = 1
+
+#: Offsets (Angstrom) that the published profiles cover (Liu et al. 2026, section 2.2).
+LAMOST_WINDOWS = {"blue": (-8.335, 9.25), "red": (-9.163, 9.833)}
+#: Air wavelength (Angstrom) up to which a line belongs to the blue arm, as in the published reader.
+ARM_BOUNDARY_AIR = 5800.0
+N_SAMPLES = 600
+
+_NAME = re.compile(r"(?:NN_normalized_spectra_)?(?P<spectrograph>\d{2})_(?P<arm>[br])_(?P<season>\d{4})$")
+
+
+def parse_model_name(path: str | PathLike) -> dict[str, Any] | None:
+    """Spectrograph, arm and season from a file name such as ``NN_normalized_spectra_01_b_2017.npz``.
+
+    Returns None for another kind of name.
+
+    Examples
+    --------
+    >>> parse_model_name("01_r_2018.safetensors")
+    {'spectrograph': 1, 'arm': 'red', 'season': 2018}
+    """
+    match = _NAME.match(Path(path).stem)
+    if match is None:
+        return None
+    return {
+        "spectrograph": int(match["spectrograph"]),
+        "arm": {"b": "blue", "r": "red"}[match["arm"]],
+        "season": int(match["season"]),
+    }
+
+
+class NeuralIP(IPModel):
+    """Multilayer perceptron from (time, fibre, wavelength) to a sampled profile (Liu et al. 2026, section 3.1, Eq. 3).
+
+    ``y = W_L s(... s(W_0 x + b_0) ...) + b_L`` with s = LeakyReLU and labels x scaled linearly to [-0.5, 0.5].
+
+    Parameters
+    ----------
+    weights, biases : sequence of array_like
+        One pair a layer; ``weights[i]`` has shape (n_out, n_in), the first n_in is 3.
+    label_min, label_max : array_like (3,)
+        Range of the labels that is scaled to [-0.5, 0.5], which is also the trained range: time (local modified Julian
+        minutes), fibre - ``fiber_origin``, wavelength (Angstrom in ``label_medium``).
+    offset : array_like (n,)
+        Offsets of the output samples, Angstrom, uniform.
+    label_medium : {"air", "vacuum"}
+        Medium of the wavelength label. The published networks have air.
+    fiber_origin : int
+        Subtracted from the fibre number to make its label. The published networks have 1.
+    slope : float
+        Slope of the LeakyReLU for negative input.
+    meta : dict, optional
+        Provenance: spectrograph, arm, season, instrument, ... Values must be what JSON holds.
+
+    Raises
+    ------
+    ValueError
+        Layers that do not chain, or a range that is empty.
+
+    Notes
+    -----
+    A label outside the trained range raises `OutOfRangeError` unless ``extrapolate=True`` is passed where the profile or
+    the LSF is asked for. Networks extrapolate poorly; the paper itself warns of wavelengths between its lines (section 4).
+    """
+
+    needs_time = True
+    needs_fiber = True
+
+    def __init__(
+        self,
+        weights: Sequence[np.ndarray],
+        biases: Sequence[np.ndarray],
+        *,
+        label_min: np.ndarray,
+        label_max: np.ndarray,
+        offset: np.ndarray,
+        label_medium: str = "air",
+        fiber_origin: int = 1,
+        slope: float = 0.01,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        self.weights = tuple(np.ascontiguousarray(w, dtype=np.float64) for w in weights)
+        self.biases = tuple(np.ascontiguousarray(b, dtype=np.float64).reshape(-1) for b in biases)
+        self.offset = np.asarray(offset, dtype=np.float64)
+        self.label_min = np.asarray(label_min, dtype=np.float64).reshape(-1)
+        self.label_max = np.asarray(label_max, dtype=np.float64).reshape(-1)
+        self._check_layers()
+        step = np.diff(self.offset)
+        if self.offset.ndim != 1 or np.any(step <= 0) or np.ptp(step) > 1e-6 * step.mean():
+            raise ValueError("offset must be one-dimensional, increasing and uniform")
+        self.label_medium = check_medium(label_medium)
+        self.fiber_origin = int(fiber_origin)
+        self.slope = float(slope)
+        self.meta = {"model": "NeuralIP", **(meta or {})}
+        low, high = self.label_min[2], self.label_max[2]
+        if self.label_medium == "air":
+            low, high = (float(air_to_vacuum(w)) for w in (low, high))
+        self.wavelength_range = (low, high)
+
+    def _check_layers(self) -> None:
+        if len(self.weights) != len(self.biases) or not self.weights:
+            raise ValueError(f"{len(self.weights)} weight arrays and {len(self.biases)} bias arrays do not pair up")
+        n_in = 3
+        for i, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if w.ndim != 2 or w.shape[1] != n_in or b.size != w.shape[0]:
+                raise ValueError(
+                    f"layer {i}: weights of shape {w.shape} and biases of shape {b.shape} do not follow {n_in} inputs"
+                )
+            n_in = w.shape[0]
+        if n_in != self.offset.size:
+            raise ValueError(f"the last layer gives {n_in} samples, offset has {self.offset.size}")
+        if self.label_min.shape != (3,) or self.label_max.shape != (3,):
+            raise ValueError("label_min and label_max must hold time, fibre and wavelength")
+        arrays = (*self.weights, *self.biases, self.label_min, self.label_max)
+        if not all(np.all(np.isfinite(a)) for a in arrays):
+            raise ValueError("the network holds non-finite numbers")
+        if np.any(self.label_max <= self.label_min):
+            raise ValueError("label_max must exceed label_min for every label")
+
+    # -- evaluation ------------------------------------------------------------------------------------
+
+    def labels(self, lmjm: np.ndarray, fiber: np.ndarray, wavelength: np.ndarray) -> np.ndarray:
+        """Scaled labels (m, 3) of times (LMJM), fibres and vacuum wavelengths (Angstrom), all of shape (m,)."""
+        label = vacuum_to_air(wavelength) if self.label_medium == "air" else np.asarray(wavelength)
+        raw = np.stack([lmjm, fiber - self.fiber_origin, label], axis=-1)
+        return (raw - self.label_min) / (self.label_max - self.label_min) - 0.5
+
+    def hidden(self, x: np.ndarray) -> np.ndarray:
+        """Activations (m, n_hidden) of the last hidden layer for scaled labels (m, 3)."""
+        for w, b in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = x @ w.T + b
+            np.maximum(x, self.slope * x, out=x)  # LeakyReLU for a slope below 1
+        return x
+
+    def _check_labels(self, time: Time | None, fiber: np.ndarray | None, extrapolate: bool) -> None:
+        super()._check_labels(time, fiber, extrapolate)
+        if not np.all(np.equal(np.mod(fiber, 1), 0)) or np.any(fiber < 1):
+            raise ValueError(f"fiber must be a whole number from 1 on, got {fiber}")
+        if extrapolate:
+            return
+        low, high = (self.label_min[1] + self.fiber_origin, self.label_max[1] + self.fiber_origin)
+        if np.any(fiber < low - 0.5) or np.any(fiber > high + 0.5):
+            raise OutOfRangeError(
+                f"fiber must be {low:.0f}-{high:.0f} in this model, got {fiber}; pass extrapolate=True to go beyond"
+            )
+        lmjm = self._time_label(time)
+        if np.any(lmjm < self.label_min[0]) or np.any(lmjm > self.label_max[0]):
+            from lamost_lsf.time import lmjm_to_time
+
+            first, last = (lmjm_to_time(t).iso[:16] for t in (self.label_min[0], self.label_max[0]))
+            raise OutOfRangeError(
+                f"time {time.utc.iso} lies outside the trained range {first} to {last} UTC; "
+                "choose the model of that season or pass extrapolate=True"
+            )
+
+    def _evaluate(
+        self, time: np.ndarray | None, fiber: np.ndarray | None, wavelength: np.ndarray, extrapolate: bool
+    ) -> np.ndarray:
+        low, high = self.wavelength_range
+        slack = 1e-6  # rounding of the air-vacuum conversion
+        outside = (wavelength < low - slack) | (wavelength > high + slack)
+        if np.any(outside) and not extrapolate:
+            raise OutOfRangeError(
+                f"wavelength {wavelength[outside][0]:.2f} A (vacuum) lies outside the trained range "
+                f"{low:.2f}-{high:.2f} A; pass extrapolate=True to go beyond"
+            )
+        x = self.hidden(self.labels(time, fiber, wavelength))
+        return x @ self.weights[-1].T + self.biases[-1]
+
+    # -- files -------------------------------------------------------------------------------------------
+
+    def write(self, path: str | PathLike, *, overwrite: bool = False) -> None:
+        """Write to a safetensors file whose metadata carry format version, label scaling, medium and trained range.
+
+        Raises
+        ------
+        OSError
+            The file exists and ``overwrite`` is False.
+        """
+        from safetensors.numpy import save_file
+
+        tensors = {f"w{i}": w for i, w in enumerate(self.weights)}
+        tensors |= {f"b{i}": b for i, b in enumerate(self.biases)}
+        tensors |= {"label_min": self.label_min, "label_max": self.label_max, "offset": self.offset}
+        metadata = {
+            "format": FORMAT,
+            "format_version": str(FORMAT_VERSION),
+            "n_layers": str(len(self.weights)),
+            "labels": json.dumps(["time [LMJM min]", "fiber - fiber_origin", "wavelength [Angstrom]"]),
+            "label_medium": self.label_medium,
+            "fiber_origin": str(self.fiber_origin),
+            "slope": repr(self.slope),
+            "meta": json.dumps(self.meta),
+        }
+        with atomic_path(path, overwrite=overwrite) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+
+    @classmethod
+    def read(cls, path: str | PathLike) -> NeuralIP:
+        """Read a file written by `write`.
+
+        Raises
+        ------
+        FileNotFoundError
+        FormatError
+            Not such a file, another format version, or a damaged one.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no model file {path}")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise FormatError(f"{path}: not a readable safetensors file ({error})") from None
+        if metadata.get("format") != FORMAT:
+            raise FormatError(f"{path}: format is {metadata.get('format')!r}, expected {FORMAT!r}")
+        if metadata.get("format_version") != str(FORMAT_VERSION):
+            raise FormatError(
+                f"{path}: format version {metadata.get('format_version')} cannot be read by this release "
+                f"(it reads version {FORMAT_VERSION}); upgrade lamost-lsf or convert the file"
+            )
+        try:
+            n = int(metadata["n_layers"])
+            return cls(
+                [tensors[f"w{i}"] for i in range(n)],
+                [tensors[f"b{i}"] for i in range(n)],
+                label_min=tensors["label_min"],
+                label_max=tensors["label_max"],
+                offset=tensors["offset"],
+                label_medium=metadata["label_medium"],
+                fiber_origin=int(metadata["fiber_origin"]),
+                slope=float(metadata["slope"]),
+                meta=json.loads(metadata["meta"]),
+            )
+        except (KeyError, ValueError) as error:
+            raise FormatError(f"{path}: damaged model file ({error})") from None
+
+    @classmethod
+    def from_pylamostip(cls, path: str | PathLike, *, arm: str | None = None) -> NeuralIP:
+        """Published weights of Liu et al. 2026 (Zenodo 10.5281/zenodo.18667269), one npz for a season, spectrograph and arm.
+
+        Parameters
+        ----------
+        path : path
+            ``NN_normalized_spectra_{spectrograph:02d}_{b|r}_{season}.npz`` with arrays ``w_array_0..2`` (n_out, n_in),
+            ``b_array_0..2``, ``x_min``, ``x_max``.
+        arm : {"blue", "red"}, optional
+            Which window the 600 samples cover. By default from the file name, else from the wavelength label's range.
+
+        Returns
+        -------
+        NeuralIP
+            With labels (LMJM, fibre - 1, air wavelength).
+
+        Raises
+        ------
+        FormatError
+            Missing arrays, shapes that do not chain, or a damaged file.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no weights file {path}")
+        names = [f"{kind}_array_{i}" for i in range(3) for kind in "wb"] + ["x_min", "x_max"]
+        try:
+            with np.load(path, allow_pickle=False) as npz:
+                missing = [n for n in names if n not in npz.files]
+                if missing:
+                    raise FormatError(f"{path}: arrays {', '.join(missing)} are missing; found {', '.join(npz.files)}")
+                arrays = {n: np.asarray(npz[n]) for n in names}
+        except FormatError:
+            raise
+        except Exception as error:  # a damaged zip raises many types
+            raise FormatError(f"{path}: not a readable npz file ({error})") from None
+        meta = parse_model_name(path) or {}
+        if arm is None:
+            arm = meta.get("arm") or ("blue" if float(arrays["x_max"].ravel()[2]) <= ARM_BOUNDARY_AIR else "red")
+        if arm not in LAMOST_WINDOWS:
+            raise ValueError(f"arm must be 'blue' or 'red', got {arm!r}")
+        meta |= {"arm": arm, "instrument": f"lamost-lrs-{arm}", "source": Path(path).name}
+        try:
+            return cls(
+                [arrays[f"w_array_{i}"] for i in range(3)],
+                [arrays[f"b_array_{i}"] for i in range(3)],
+                label_min=arrays["x_min"],
+                label_max=arrays["x_max"],
+                offset=np.linspace(*LAMOST_WINDOWS[arm], N_SAMPLES),
+                meta=meta,
+            )
+        except (ValueError, TypeError) as error:
+            raise FormatError(f"{path}: {error}") from None

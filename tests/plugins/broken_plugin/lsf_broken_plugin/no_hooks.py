@@ -1,0 +1,1 @@
+"""A module that has forgotten why it is here."""
