@@ -200,7 +200,7 @@ class _CenterContract:
             _require(np.array_equal(array, before[name]), f"it writes to its argument {name}")
 
     def uncertainty(self) -> None:
-        """Its own error of the centre, if it has one, is that of a Monte Carlo simulation with little noise."""
+        """Its own error of the centre, if it has one, is the scatter under simulated weak noise."""
         own = getattr(self.estimator, "uncertainty", None)
         if own is None:
             return
@@ -450,4 +450,4 @@ def check_plugin(name: str) -> None:
 def _label(target: object) -> str:
     if isinstance(target, str):
         return repr(target)
-    return repr(getattr(target, "__qualname__", type(target).__qualname__))
+    return repr(getattr(target, "__name__", type(target).__name__))

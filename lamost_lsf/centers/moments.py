@@ -7,6 +7,7 @@ kernel is sampled from, so none of them knows more of the line than its convolut
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +24,8 @@ _MAX, _CENTROID, _HALF = 1, 2, 4
 # A sample's influence on the slope of a uniform spline falls by 2 - sqrt(3) = 0.27 per sample: 24 samples on
 # either side give the slope to 1e-13, if the peak is that far from the ends of the window.
 _REACH = 24
+_NO_WEIGHTS = np.empty((3, 0))
+_NO_WEIGHTS.flags.writeable = False
 _DECAY = np.sqrt(3.0) - 2.0
 _SLOPE_TAPS = np.sqrt(3.0) / 2.0 * (1.0 - _DECAY**2) * _DECAY ** np.arange(_REACH)
 
@@ -416,6 +419,13 @@ def _window_weights(x):
     return weights
 
 
+@lru_cache(maxsize=16)
+def _kept_weights(raw: bytes) -> np.ndarray:
+    weights = _window_weights(np.frombuffer(raw))
+    weights.flags.writeable = False
+    return weights
+
+
 def _compute(samples: Samples, want: int) -> np.ndarray:
     x = samples.x
     out = np.empty((samples.profile.shape[0], 3))
@@ -424,7 +434,7 @@ def _compute(samples: Samples, want: int) -> np.ndarray:
         return out
     uniform = x.size > 2 * _REACH + 6 and is_uniform(x)
     step = (x[-1] - x[0]) / (x.size - 1) if uniform else 0.0
-    weights = _window_weights(x) if uniform else np.empty((3, 0))
+    weights = _kept_weights(x.tobytes()) if uniform else _NO_WEIGHTS
     _centers(x, samples.profile, samples.error, samples.mask, step, weights, _SLOPE_TAPS, want, out)
     return out
 

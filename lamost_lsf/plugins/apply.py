@@ -179,7 +179,7 @@ def _samples(value: ArrayLike | None, x: ArrayLike) -> ArrayLike | None:
 
 
 def _name(estimator: Any) -> str:
-    return getattr(estimator, "__qualname__", type(estimator).__qualname__)
+    return getattr(estimator, "__name__", type(estimator).__name__)
 
 
 def _real(name: str, value: ArrayLike) -> np.ndarray:

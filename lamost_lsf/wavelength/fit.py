@@ -172,7 +172,7 @@ def fit_wavelength_solution(
         sigma_clip=sigma_clip,
         max_iterations=max_iterations,
         min_lines=min_lines,
-        n_parameters=degree + 1,
+        degree=degree,
     )
     if clipped.spared:
         warnings.warn(
