@@ -29,6 +29,13 @@ def resolve_center(center: str | Callable | None, *metas: Mapping[str, Any] | No
     return "zero"
 
 
+def _plain(values: Any) -> np.ndarray:
+    """float64 array; masked values are NaN."""
+    if isinstance(values, np.ma.MaskedArray):
+        return values.astype(np.float64).filled(np.nan)
+    return np.asarray(values, dtype=np.float64)
+
+
 class InstrumentalProfile:
     """Instrumental profile(s) (line-spread functions) sampled on a grid of wavelength offsets.
 
@@ -37,7 +44,8 @@ class InstrumentalProfile:
     offset : `~astropy.units.Quantity`, shape (n,)
         Observed minus true wavelength, strictly increasing, any unit of length.
     flux : array_like, shape (..., n)
-        Response at each offset; any normalisation (peak or area). Leading axes are an array of profiles.
+        Response at each offset; any normalisation (peak or area). Leading axes are an array of profiles. Masked samples
+        become NaN: everything derived from such a profile is NaN, the others are not touched.
     wavelength : `~astropy.units.Quantity`, shape broadcastable to ``flux.shape[:-1]``, optional
         True wavelength of each profile, vacuum.
     error : array_like, shape of ``flux``, optional
@@ -84,7 +92,7 @@ class InstrumentalProfile:
             raise ValueError(f"offset must be one-dimensional with at least 5 samples, got shape {offset.shape}")
         if not np.all(np.isfinite(self._offset)) or np.any(np.diff(self._offset) <= 0):
             raise ValueError("offset must be finite and strictly increasing")
-        self.flux = np.asarray(flux, dtype=np.float64)
+        self.flux = _plain(flux)
         if self.flux.ndim < 1 or self.flux.shape[-1] != self._offset.size:
             raise ValueError(
                 f"the last axis of flux (shape {self.flux.shape}) must match offset ({self._offset.size} samples)"
@@ -102,7 +110,7 @@ class InstrumentalProfile:
         if error is None:
             self.error = None
         else:
-            self.error = np.asarray(error, dtype=np.float64)
+            self.error = _plain(error)
             if self.error.shape != self.flux.shape:
                 raise ValueError(f"error has shape {self.error.shape}, flux {self.flux.shape}")
         self.meta = dict(meta) if meta else {}
@@ -142,15 +150,14 @@ class InstrumentalProfile:
     def __getitem__(self, item: Any) -> InstrumentalProfile:
         if not self.shape:
             raise TypeError("a single InstrumentalProfile cannot be indexed")
-        # The sample axis is not an axis of the array of profiles: index a view of the leading axes only.
-        index = np.arange(self.size).reshape(self.shape)[item]
-        shape = np.shape(index)
-        flux = self.flux.reshape(self.size, -1)[np.ravel(index)].reshape((*shape, -1))
-        error = None
-        if self.error is not None:
-            error = self.error.reshape(self.size, -1)[np.ravel(index)].reshape((*shape, -1))
+        # The sample axis is not an axis of the array of profiles: whatever is asked for, it stays whole and last.
+        index = item if isinstance(item, tuple) else (item,)
+        if not any(part is Ellipsis for part in index):
+            index = (*index, Ellipsis)
+        index = (*index, slice(None))
+        error = None if self.error is None else self.error[index]
         wavelength = None if self._wavelength is None else self._wavelength[item] * u.AA
-        return InstrumentalProfile(self.offset, flux, wavelength=wavelength, error=error, meta=self.meta)
+        return InstrumentalProfile(self.offset, self.flux[index], wavelength=wavelength, error=error, meta=self.meta)
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
@@ -166,12 +173,33 @@ class InstrumentalProfile:
         )
 
     def mean(self, axis: int | tuple[int, ...] | None = None) -> InstrumentalProfile:
-        """Mean of unit-area profiles over ``axis``: the IP of a co-add of equal exposures."""
-        axes = tuple(range(self.ndim)) if axis is None else np.atleast_1d(axis)
-        axes = tuple(int(a) % max(self.ndim, 1) for a in axes)
-        flux = self.normalized("area").flux.mean(axis=axes)
+        """Mean of unit-area profiles: the IP of a co-add of equal exposures.
+
+        Parameters
+        ----------
+        axis : int or tuple of int, optional
+            Leading axes to average over; all of them by default.
+
+        Returns
+        -------
+        InstrumentalProfile
+            Unit area. ``wavelength`` is averaged likewise; ``error`` is that of the mean of independent profiles.
+
+        Raises
+        ------
+        `~numpy.exceptions.AxisError`
+            An axis that the array of profiles does not have.
+        """
+        if axis is None:
+            axes = tuple(range(self.ndim))
+        else:
+            axes = np.lib.array_utils.normalize_axis_tuple(axis, self.ndim)
+        unit = self.normalized("area")
+        count = np.prod([self.shape[a] for a in axes], initial=1.0)
+        error = None if unit.error is None else np.sqrt(np.sum(unit.error**2, axis=axes)) / count
         wavelength = None if self._wavelength is None else self._wavelength.mean(axis=axes) * u.AA
-        return InstrumentalProfile(self.offset, flux, wavelength=wavelength, meta=self.meta)
+        flux = unit.flux.mean(axis=axes)
+        return InstrumentalProfile(self.offset, flux, wavelength=wavelength, error=error, meta=self.meta)
 
     # -- normalisation and moments ----------------------------------------------------------------------
 
@@ -298,6 +326,11 @@ class InstrumentalProfile:
         ------
         ValueError
             An axis that is not uniform, an array of profiles, or a centre that could not be found.
+
+        Warns
+        -----
+        SamplingWarning
+            Pixels too coarse for the profile: its area on them is off by more than 1 %.
         """
         if self.shape:
             raise ValueError(
@@ -308,12 +341,14 @@ class InstrumentalProfile:
         if not np.isfinite(zero):
             raise ValueError(f"the centre {definition!r} of this profile could not be determined")
         wavelength = at if at is not None else self.wavelength
+        if np.size(wavelength if wavelength is not None else 0.0) != 1:
+            raise ValueError(f"at must be one wavelength, got {np.shape(wavelength)}")
         return kernel_from_samples(
             self._offset,
             self.flux,
             zero=zero,
             center=definition,
-            wavelength=None if wavelength is None else float(to_angstrom(wavelength, "at")),
+            wavelength=None if wavelength is None else to_angstrom(wavelength, "at").item(),
             dispersion=dispersion,
             spectral_axis=spectral_axis,
         )

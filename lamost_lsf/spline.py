@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numba import njit
 from scipy.interpolate import CubicSpline
+from scipy.linalg import solve_banded
 
 __all__ = ["SplineFamily", "quadrature_weights", "uniform_coefficients"]
 
@@ -15,7 +16,7 @@ __all__ = ["SplineFamily", "quadrature_weights", "uniform_coefficients"]
 def uniform_coefficients(step, samples):
     """Power-basis coefficients of not-a-knot cubic splines on a uniform grid.
 
-    The same as `SplineFamily.coefficients`, several times faster.
+    The splines of `SplineFamily`, several times faster than scipy's.
 
     Parameters
     ----------
@@ -61,11 +62,49 @@ def uniform_coefficients(step, samples):
 @lru_cache(maxsize=64)
 def _weights_from_bytes(raw: bytes) -> np.ndarray:
     x = np.frombuffer(raw)
-    # The integral of the spline is linear in its samples, so the integrals of the cardinal splines are the
-    # weights. The spline operator is banded but its inverse is not: n x n once per grid, then kept.
-    weights = CubicSpline(x, np.eye(x.size)).integrate(x[0], x[-1])
+    h = np.diff(x)
+    # On one interval the spline integrates to h (y0 + y1) / 2 - h^3 (M0 + M1) / 24, M being its second derivatives.
+    weights = np.zeros(x.size)
+    weights[:-1] += 0.5 * h
+    weights[1:] += 0.5 * h
+    by_second = np.zeros(x.size)
+    by_second[:-1] -= h**3 / 24.0
+    by_second[1:] -= h**3 / 24.0
+    # Not-a-knot: the end derivatives are linear extrapolations of their neighbours.
+    first, last = h[0] / h[1], h[-1] / h[-2]
+    by_second[1] += by_second[0] * (1.0 + first)
+    by_second[2] -= by_second[0] * first
+    by_second[-2] += by_second[-1] * (1.0 + last)
+    by_second[-3] -= by_second[-1] * last
+    # The inner ones solve A M = R y, so their share of the weights is R' A'^-1 times their factors: one solve with the
+    # transposed matrix instead of a spline for every sample.
+    lower, diagonal, upper = _system(h)
+    banded = np.zeros((3, x.size - 2))
+    banded[0, 1:] = lower[1:]
+    banded[1] = diagonal
+    banded[2, :-1] = upper[:-1]
+    solved = solve_banded((1, 1), banded, by_second[1:-1])
+    slope = np.zeros(x.size - 1)  # factors of the chords' slopes; R y is 6 times their differences
+    slope[1:] += 6.0 * solved
+    slope[:-1] -= 6.0 * solved
+    weights[1:] += slope / h
+    weights[:-1] -= slope / h
     weights.flags.writeable = False
     return weights
+
+
+@njit(cache=True, error_model="numpy")
+def _system(h):
+    """Lower, main and upper diagonal of the equations for the n - 2 inner second derivatives, not-a-knot ends."""
+    m = h.size - 1
+    lower, diagonal, upper = np.zeros(m), np.empty(m), np.zeros(m)
+    for i in range(m):
+        lower[i], diagonal[i], upper[i] = h[i], 2.0 * (h[i] + h[i + 1]), h[i + 1]
+    diagonal[0] += h[0] * (1.0 + h[0] / h[1])
+    upper[0] -= h[0] * h[0] / h[1]
+    diagonal[m - 1] += h[m] * (1.0 + h[m] / h[m - 1])
+    lower[m - 1] -= h[m] * h[m] / h[m - 1]
+    return lower, diagonal, upper
 
 
 def quadrature_weights(x: np.ndarray) -> np.ndarray:
@@ -98,56 +137,148 @@ class SplineFamily:
     def __init__(self, x: np.ndarray, samples: np.ndarray) -> None:
         self.x = x
         self.samples = samples
-        self._spline = CubicSpline(x, samples, axis=-1)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Values at ``x`` (m,): shape (..., m)."""
+        """Values at ``x`` (m,): shape (..., m). A profile with non-finite samples is NaN throughout its window."""
+        finite = np.all(np.isfinite(self.samples), axis=-1, keepdims=True)
+        spline = CubicSpline(self.x, np.where(finite, self.samples, 0.0), axis=-1)
         inside = (x >= self.x[0]) & (x <= self.x[-1])
-        return np.where(inside, self._spline(np.clip(x, self.x[0], self.x[-1])), 0.0)
+        values = np.where(finite, spline(np.clip(x, self.x[0], self.x[-1])), np.nan)
+        return np.where(inside, values, 0.0)
 
-    def coefficients(self) -> np.ndarray:
-        """Power-basis coefficients about the left knot of each interval, shape (..., n - 1, 4), constant first."""
-        # scipy keeps (4, n - 1, ...) with the highest power first when axis 0 is the sample axis
-        c = CubicSpline(self.x, np.moveaxis(self.samples, -1, 0), axis=0).c
-        return np.ascontiguousarray(np.moveaxis(c[::-1], (0, 1), (-1, -2)))
+    def _peaks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        flat = np.ascontiguousarray(self.samples, dtype=np.float64).reshape(-1, self.x.size)
+        found = _peaks_and_widths(np.ascontiguousarray(self.x, dtype=np.float64), flat)
+        return tuple(a.reshape(self.samples.shape[:-1]) for a in found)
 
     def maximum(self) -> tuple[np.ndarray, np.ndarray]:
         """Position and height of the spline's highest point; NaN for profiles with non-finite samples."""
-        flat = self.samples.reshape(-1, self.x.size)
-        coefficients = self.coefficients().reshape(-1, self.x.size - 1, 4)
-        position = np.full(flat.shape[0], np.nan)
-        height = np.full(flat.shape[0], np.nan)
-        finite = np.all(np.isfinite(flat), axis=-1)
-        for i in np.flatnonzero(finite):
-            k = int(np.argmax(flat[i]))
-            best_x, best_y = self.x[k], flat[i, k]
-            for left in (k - 1, k):
-                if not 0 <= left < self.x.size - 1:
-                    continue
-                a, b, c, d = coefficients[i, left]
-                width = self.x[left + 1] - self.x[left]
-                for root in np.roots([3 * d, 2 * c, b]) if (c or d) else ():
-                    if abs(root.imag) < 1e-12 and 0 <= root.real <= width:
-                        t = root.real
-                        y = a + t * (b + t * (c + t * d))
-                        if y > best_y:
-                            best_x, best_y = self.x[left] + t, y
-            position[i], height[i] = best_x, best_y
-        shape = self.samples.shape[:-1]
-        return position.reshape(shape), height.reshape(shape)
+        position, height, _ = self._peaks()
+        return position, height
 
     def fwhm(self) -> np.ndarray:
-        """Distance of the half-maximum crossings on either side of the peak; NaN where there is none."""
-        position, height = self.maximum()
-        flat = self.samples.reshape(-1, self.x.size)
-        width = np.full(flat.shape[0], np.nan)
-        for i, (peak, top) in enumerate(zip(position.ravel(), height.ravel(), strict=True)):
-            if not np.isfinite(top) or top <= 0:
+        """Distance of the half-maximum crossings next to the peak on either side; NaN where there is none."""
+        return self._peaks()[2]
+
+
+@njit(cache=True, error_model="numpy")
+def _cubic(a, b, c, d, t):
+    return a + t * (b + t * (c + t * d))
+
+
+@njit(cache=True, error_model="numpy")
+def _stationary(b, c, d, h):
+    """Up to two points of (0, h) in ascending order where b + 2 c t + 3 d t^2 = 0; h where there is none."""
+    first, second = h, h
+    discriminant = c * c - 3.0 * b * d
+    if discriminant >= 0.0:
+        # the stable form of the quadratic's roots; d may be 0
+        q = -(c + np.copysign(np.sqrt(discriminant), c))
+        t1 = q / (3.0 * d) if d != 0.0 else h
+        t2 = b / q if q != 0.0 else h
+        if 0.0 < t1 < h:
+            first = t1
+        if 0.0 < t2 < h:
+            second = t2
+        if second < first:
+            first, second = second, first
+    return first, second
+
+
+@njit(cache=True, error_model="numpy")
+def _falls_to(level, a, b, c, d, start, stop, first, second):
+    """Point nearest to ``start``, towards ``stop``, where the cubic falls to ``level``; NaN where it does not.
+
+    ``first`` and ``second`` are its stationary points: between them it is monotone.
+    """
+    forward = stop > start
+    near = start
+    for step in range(3):
+        far = stop
+        if step < 2:
+            far = first if (step == 0) == forward else second
+            if (far - near) * (stop - start) <= 0.0 or (stop - far) * (stop - start) <= 0.0:
                 continue
-            spline = CubicSpline(self.x, flat[i])
-            roots = spline.solve(0.5 * top, extrapolate=False)
-            roots = roots[np.isfinite(roots)]
-            left, right = roots[roots < peak], roots[roots > peak]
-            if left.size and right.size:
-                width[i] = right.min() - left.max()
-        return width.reshape(self.samples.shape[:-1])
+        if _cubic(a, b, c, d, far) <= level:
+            for _ in range(80):
+                middle = 0.5 * (near + far)
+                if middle == near or middle == far:
+                    break
+                if _cubic(a, b, c, d, middle) > level:
+                    near = middle
+                else:
+                    far = middle
+            return 0.5 * (near + far)
+        near = far
+    return np.nan
+
+
+@njit(cache=True, error_model="numpy")
+def _peaks_and_widths(x, samples):
+    """Position and height of the highest point, and full width at half of it, of the spline through each row."""
+    rows, n = samples.shape
+    position, height, width = np.full(rows, np.nan), np.full(rows, np.nan), np.full(rows, np.nan)
+    h = np.diff(x)
+    lower, diagonal, upper = _system(h)
+    m = n - 2
+    for i in range(1, m):
+        lower[i] /= diagonal[i - 1]
+        diagonal[i] -= lower[i] * upper[i - 1]
+    second = np.empty(n)
+    cubic = np.empty((n - 1, 4))
+    bound = np.empty(n - 1)
+    for row in range(rows):
+        y = samples[row]
+        if not np.all(np.isfinite(y)):
+            continue
+        for i in range(m):
+            r = 6.0 * ((y[i + 2] - y[i + 1]) / h[i + 1] - (y[i + 1] - y[i]) / h[i])
+            second[i + 1] = r - lower[i] * second[i] if i else r
+        second[m] /= diagonal[m - 1]
+        for i in range(m - 2, -1, -1):
+            second[i + 1] = (second[i + 1] - upper[i] * second[i + 2]) / diagonal[i]
+        second[0] = second[1] - (second[2] - second[1]) * h[0] / h[1]
+        second[n - 1] = second[n - 2] + (second[n - 2] - second[n - 3]) * h[n - 2] / h[n - 3]
+        top = np.argmax(y)
+        best, at = y[top], x[top]
+        k = min(top, n - 2)
+        for i in range(n - 1):
+            p, q = second[i], second[i + 1]
+            cubic[i, 0] = y[i]
+            cubic[i, 1] = (y[i + 1] - y[i]) / h[i] - h[i] * (2.0 * p + q) / 6.0
+            cubic[i, 2] = 0.5 * p
+            cubic[i, 3] = (q - p) / (6.0 * h[i])
+            # the spline leaves its chord by no more than this
+            bound[i] = 0.125 * h[i] * h[i] * max(abs(p), abs(q))
+            if max(y[i], y[i + 1]) + bound[i] <= best:
+                continue
+            a, b, c, d = cubic[i]
+            for t in _stationary(b, c, d, h[i]):
+                value = _cubic(a, b, c, d, t)
+                if value > best:
+                    best, at, k = value, x[i] + t, i
+        position[row], height[row] = at, best
+        if not best > 0.0:
+            continue
+        level = 0.5 * best
+        right, left = np.nan, np.nan
+        for i in range(k, n - 1):
+            if i > k and min(y[i], y[i + 1]) - bound[i] > level:
+                continue
+            a, b, c, d = cubic[i]
+            first, last = _stationary(b, c, d, h[i])
+            t = _falls_to(level, a, b, c, d, at - x[i] if i == k else 0.0, h[i], first, last)
+            if np.isfinite(t):
+                right = x[i] + t
+                break
+        for i in range(k, -1, -1):
+            if i < k and min(y[i], y[i + 1]) - bound[i] > level:
+                continue
+            a, b, c, d = cubic[i]
+            first, last = _stationary(b, c, d, h[i])
+            t = _falls_to(level, a, b, c, d, at - x[i] if i == k else h[i], 0.0, first, last)
+            if np.isfinite(t):
+                left = x[i] + t
+                break
+        width[row] = right - left
+    return position, height, width

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection
+from typing import Any
 
 import numpy as np
 from astropy.modeling import Model
@@ -232,9 +233,9 @@ class _FitterContract:
         """A spectrograph's wavelength scale, Angstrom: 0.57 A per pixel, bent by 12 A and less."""
         t = np.asarray(pixel) / 2000.0 - 1.0
         terms = (4500.0, 1140.0, -12.0, 3.0, 0.8, -0.3)
-        return sum(c * t**k for k, c in enumerate(terms[: degree + 1]))
+        return np.polynomial.polynomial.polyval(t, terms[: degree + 1])
 
-    def fit(self, pixel: np.ndarray, wavelength: np.ndarray, **keywords: object) -> Model:
+    def fit(self, pixel: np.ndarray, wavelength: np.ndarray, **keywords: Any) -> Model:
         """Model of a fit, which must be an astropy model of one input and output."""
         model = self.fitter(pixel, wavelength, domain=self.domain, **keywords)
         _require(isinstance(model, Model), f"it must return an astropy Model, not {type(model).__name__}")

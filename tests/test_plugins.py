@@ -339,6 +339,9 @@ def test_objects_that_resist_examination(install):
                 raise SystemExit("no signature")
             def __call__(self, x, profile, *, error=None, mask=None):
                 return x[0]
+        class Wordless:
+            def __call__(self, x, profile, *, error=None, mask=None):
+                return x[0]
             @property
             def __doc__(self):
                 raise RuntimeError("no words")
@@ -349,19 +352,29 @@ def test_objects_that_resist_examination(install):
         class Plugin:
             @hookimpl
             def lamost_lsf_centers(self):
-                return {"odd": Odd(), "plain": lambda x, profile, *, error=None, mask=None: x[0]}
+                return {"odd": Odd(), "plain": Wordless()}
             @hookimpl
             def lamost_lsf_wavelength_fitters(self):
                 return Strange()
         plugin = Plugin()
+        class Lazy:
+            @property
+            def lamost_lsf_centers(self):
+                raise SystemExit("not today")
+            @property
+            def something_else(self):
+                raise SystemExit("nor that")
+        lazy = Lazy()
     """
-    install("dist-odd", code, points=["evil = MODULE:evil", "odd = MODULE:plugin"])
+    install("dist-odd", code, points=["evil = MODULE:evil", "odd = MODULE:plugin", "lazy = MODULE:lazy"])
     registry = PluginRegistry()
     assert quiet(registry, "find", "center", "plain").plugin == "odd"
     text = "\n".join(map(str, registry.problems))
     assert "do not look" in text
     assert "disk on fire" in text
     assert "no signature" in text
+    assert "lamost_lsf_centers: SystemExit: not today" in text
+    assert "nor that" not in text
     assert isinstance(quiet(registry, "table"), Table)
 
 
@@ -371,6 +384,44 @@ def test_a_class_instead_of_an_instance_is_a_fault_with_a_reason(install):
     registry = PluginRegistry()
     with pytest.warns(PluginWarning, match="without arguments.*self"):
         registry.find("center", "gauss")
+
+
+HOOK = "@hookimpl\ndef lamost_lsf_centers():\n    return "
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "match"),
+    [
+        ("", "hook", "has no hook; the hooks are lamost_lsf_centers and lamost_lsf_wavelength_fitters"),
+        ("@hookimpl\ndef lamost_lsf_centres(): ...", "hook", "did you mean lamost_lsf_centers"),
+        ("@hookimpl\ndef centers(): ...", "hook", "centers is not a hook of this version"),
+        ("def lamost_lsf_spectra(): ...", "hook", "lamost_lsf_spectra is not a hook of this version"),
+        ("def lamost_lsf_centers(): ...", "hook", "is not marked: write @lamost_lsf.plugins.hookimpl"),
+        ("lamost_lsf_centers = {}", "hook", "has no hook"),
+        (HOOK + "None", "type", "must return a mapping of names to callables, not NoneType"),
+        (HOOK + "{'a', 'b'}", "type", "must return a mapping of names to callables, not set"),
+        (HOOK + "{3: print}", "name", "must be a str, not 3 of type int"),
+        (HOOK + "{'': print}", "name", "'' is not a name for a center"),
+        (HOOK + "{'two words': print}", "name", "'two words' is not a name for a center"),
+        (HOOK + "{'x': 'gauss'}", "type", "center 'x' must be callable, not of type str"),
+        (HOOK + "{'x': lambda x: x}", "type", r"center 'x' must be callable as \(x, profile"),
+        (centers(["Pé", "pe"]), "duplicate", "center 'pe' comes twice; only the first is used"),
+    ],
+)
+def test_each_fault_has_its_kind_and_a_message_that_says_what_to_do(install, code, kind, match):
+    install("dist-bad", code)
+    registry = PluginRegistry()
+    with pytest.warns(PluginWarning, match=match):
+        assert registry.find("center", "gauss").builtin
+    (problem,) = registry.problems
+    assert (problem.kind, problem.plugin, problem.distribution, problem.version) == (kind, "one", "dist-bad", "1.0")
+    table = registry.table()
+    assert list(table["message"][table["status"] == "error"]) == [problem.message]
+
+
+def test_functions_without_a_signature_are_given_the_benefit_of_the_doubt(install):
+    install("dist-c", HOOK + "{'c': min}")  # compiled, says nothing of its arguments
+    assert PluginRegistry().find("center", "c").obj is min
 
 
 def test_hook_wrapper_is_refused_because_it_would_change_other_names(install):
@@ -628,6 +679,7 @@ def test_provenance_of_any_callable():
     assert (record.name, record.distribution, record.version) == ("numpy.median", "numpy", np.__version__)
     partial = plugins.plugin_provenance(functools.partial(np.median, axis=0))
     assert (partial.name, partial.distribution) == ("functools.partial(numpy.median)", "numpy")
+    assert plugins.plugin_provenance(Mine.Estimator()).name == f"{__name__}.Mine.Estimator"
     own = plugins.plugin_provenance(lamost_lsf.errors.PluginWarning)
     assert (own.distribution, own.version) == ("lamost-lsf", lamost_lsf.__version__)
 
@@ -688,6 +740,10 @@ class Mine:
         """Position of the first sample."""
         return x[0]
 
+    class Estimator:
+        def __call__(self, x, profile, *, error=None, mask=None):
+            return x[0]
+
     @hookimpl
     def lamost_lsf_centers(self):
         return self.result
@@ -711,6 +767,17 @@ def test_register_and_unregister():
         plugins.get_center("mine")
     with pytest.raises(PluginLookupError, match="registered in this process"):
         plugins.unregister("mune")
+
+
+def test_partial_functions_and_static_calls_are_centres():
+    class Static:
+        __call__ = staticmethod(Mine.first)
+
+    registry = PluginRegistry()
+    registry.register(Mine({"partial": functools.partial(Mine.first), "static": Static()}), name="forms")
+    table = registry.table()
+    assert table["summary"][table["name"] == "partial"][0] == "Position of the first sample."
+    assert registry.find("center", "static").status == "ok"
 
 
 def test_default_name_of_a_registered_plugin():

@@ -53,9 +53,7 @@ def _rows(array: np.ndarray | None, dtype: type, shape: tuple[int, ...], n: int)
     return np.ascontiguousarray(np.broadcast_to(array, (*shape, n)), dtype=dtype).reshape(-1, n)
 
 
-def prepare(
-    x: ArrayLike, profile: ArrayLike, error: ArrayLike | None = None, mask: ArrayLike | None = None
-) -> Samples:
+def prepare(x: ArrayLike, profile: ArrayLike, error: ArrayLike | None = None, mask: ArrayLike | None = None) -> Samples:
     """Check the arguments of an estimator and bring them to float64 rows.
 
     Raises
@@ -83,9 +81,7 @@ def prepare(
             raise ValueError("mask must be boolean or integer (True or nonzero = bad), not floating point")
     for name, array in arrays.items():
         if array.ndim == 0 or array.shape[-1] != x.size:
-            raise ValueError(
-                f"the last axis of {name} must have the {x.size} samples of x: its shape is {array.shape}"
-            )
+            raise ValueError(f"the last axis of {name} must have the {x.size} samples of x: its shape is {array.shape}")
     try:
         shape = np.broadcast_shapes(*(array.shape for array in arrays.values()))[:-1]
     except ValueError:

@@ -25,7 +25,9 @@ ALPHA, CENTER, WIDTH, EXPONENT, SLOPE, CONSTANT = range(6)
 #: Columns of the result of `fit_peaks` after the six parameters and their six standard deviations.
 CHI2, N_USED, N_ITERATIONS, CONVERGED = 12, 13, 14, 15
 
-_MAX_ITERATIONS = 80
+_MAX_ITERATIONS = 500
+# steps that lower chi2 by less than 1e-9 of itself before the fit is called converged all the same
+_MAX_IDLE = 6
 # block means: this many of them at least
 _MIN_BLOCKS = 72
 
@@ -272,6 +274,7 @@ def _minimize(plain, t, y, w, n, p, free, n_free, bounds, soft, tolerance, limit
     # rounding of chi2 itself: a fit to noiseless samples of its own model ends at 0
     noise = 1e-15 * _power(y, w, n)
     damping = 0.0
+    idle = 0
     for iteration in range(1, limit + 1):
         active = _active(p, free, n_free, bounds, state, here, index)
         for i in range(active):
@@ -323,9 +326,14 @@ def _minimize(plain, t, y, w, n, p, free, n_free, bounds, soft, tolerance, limit
             return True, iteration
         trial_chi2 = _evaluate(plain, t, y, w, n, trial, soft, state, 1 - here, columns)
         if trial_chi2 <= chi2 * (1.0 + 1e-14) + noise:
+            # along a valley without a slope (two samples straddling an undersampled peak fix no exponent)
+            # any point is as good as the last
+            idle += 1 if chi2 - trial_chi2 <= 1e-9 * chi2 else 0
             chi2 = trial_chi2
             for k in range(6):
                 p[k] = trial[k]
+            if idle >= _MAX_IDLE:
+                return True, iteration
             here = 1 - here
             damping = 0.1 * damping if damping > 1e-3 else 0.0
         else:

@@ -28,7 +28,7 @@ class PeakFit(CenterEstimator):
         """Free parameters, exponent to start from, bounds of the exponent."""
         raise NotImplementedError
 
-    def _run(self, samples: Samples, full: bool) -> np.ndarray:
+    def _run(self, samples: Samples, full: bool, stacklevel: int = 4) -> np.ndarray:
         free, exponent, bounds = self._model()
         out = np.empty((samples.profile.shape[0], 16))
         fitting.fit_peaks(
@@ -49,7 +49,7 @@ class PeakFit(CenterEstimator):
                 f"{self.name}: {failed} of {len(out)} profiles could not be fitted and are NaN "
                 "(no positive peak, too few good samples, a centre outside the window, or no convergence)",
                 FitWarning,
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
         return out
 
@@ -87,7 +87,7 @@ class PeakFit(CenterEstimator):
             Once, if any profile could not be fitted.
         """
         samples = prepare(x, profile, error, mask)
-        out = self._run(samples, full=True)
+        out = self._run(samples, full=True, stacklevel=3)
         dtype = [(name, float) for name in self._names] + [(f"{name}_error", float) for name in self._names]
         dtype += [("chi2", float), ("n_used", int), ("n_iterations", int), ("converged", bool)]
         result = np.empty(len(out), dtype=dtype)

@@ -364,9 +364,9 @@ def _uncertainties(x, profile, error, mask, want, out):
             i, tau = int(found[1]), found[2]
             h = xs[i + 1] - xs[i]
             d = 6.0 * (ys[i + 1] - ys[i])
-            curvature = (
-                d - h * (4.0 * m[i] + 2.0 * m[i + 1]) + 2.0 * tau * (3.0 * h * (m[i] + m[i + 1]) - d)
-            ) / (h * h)
+            curvature = (d - h * (4.0 * m[i] + 2.0 * m[i + 1]) + 2.0 * tau * (3.0 * h * (m[i] + m[i + 1]) - d)) / (
+                h * h
+            )
             scale = -1.0 / curvature
             alpha[i] -= scale * 6.0 * tau * (1.0 - tau) / h
             alpha[i + 1] += scale * 6.0 * tau * (1.0 - tau) / h
@@ -461,7 +461,7 @@ def max_centroid_half(
     Returns
     -------
     tuple of ndarray (...)
-        The three centres in units of `x`, equal to those of the single estimators.
+        The three centres in units of `x`: those of the single estimators.
 
     Examples
     --------
@@ -525,7 +525,7 @@ class Centroid(CenterEstimator):
     >>> print(f"{Centroid()(x, profile):.5f}")
     0.25000
     >>> print(f"{Centroid().uncertainty(x, profile, error=np.full(600, 0.01)):.4f}")
-    0.0031
+    0.0132
     """
 
     name: ClassVar[str] = "centroid"

@@ -19,7 +19,8 @@ class Sersic(PeakFit):
     is a Gaussian (d = 2) on the line through the window's ends; the optimum is converged to about 1e-7 of the
     width. NaN, with one `~lamost_lsf.errors.FitWarning` per call, where there is no peak above that line,
     fewer than six good samples, no convergence, a centre outside the window, or a width below a fifth of the
-    sample spacing or above four windows.
+    sample spacing or above four windows. On an undersampled line chi-square can be flat along a valley of
+    exponents; the fit then ends where chi-square has stopped falling.
 
     Parameters
     ----------

@@ -77,11 +77,11 @@ def apply_center(
     >>> apply_center(brightest, x, [[0, 1, 4, 1, 0], [0, 0, 1, 4, 1]])
     array([0. , 0.5])
     """
-    estimator = _callable(estimator)
+    function = _callable(estimator)
     _check_plain(x=x, profile=profile, error=error)
-    if _is_builtin(estimator):
-        return estimator(x, profile, error=_samples(error, x), mask=_samples(mask, x))
-    return _run(estimator, estimator, *_prepare(x, profile, error, mask))[()]
+    if _is_builtin(function):
+        return function(x, profile, error=_samples(error, x), mask=_samples(mask, x))
+    return _run(function, function, *_prepare(x, profile, error, mask))[()]
 
 
 def center_uncertainty(
@@ -132,16 +132,16 @@ def center_uncertainty(
     """
     if error is None:
         raise ValueError("error is required: the uncertainty of a centre is propagated from it")
-    estimator = _callable(estimator)
+    function = _callable(estimator)
     _check_plain(x=x, profile=profile, error=error)
-    if _is_builtin(estimator):
-        return estimator.uncertainty(x, profile, error=_samples(error, x), mask=_samples(mask, x))
+    if _is_builtin(function):
+        return function.uncertainty(x, profile, error=_samples(error, x), mask=_samples(mask, x))
     arrays = _prepare(x, profile, error, mask)
-    own = getattr(estimator, "uncertainty", None)
+    own = getattr(function, "uncertainty", None)
     if callable(own):
-        sigma = _run(estimator, own, *arrays)
+        sigma = _run(function, own, *arrays)
     else:
-        sigma = _propagate(estimator, *arrays)
+        sigma = _propagate(function, *arrays)
     return np.where(sigma >= 0.0, sigma, np.nan)[()]
 
 
@@ -151,14 +151,12 @@ def center_uncertainty(
 def _callable(estimator: str | CenterEstimator) -> Any:
     from lamost_lsf.plugins import get_center
 
-    estimator = get_center(estimator)
-    mismatch = call_mismatch("center", estimator)
+    function = get_center(estimator)
+    mismatch = call_mismatch("center", function)
     if mismatch is not None:
         # Found before the loop, where it would look like the failure of every single profile.
-        raise TypeError(
-            f"{_name(estimator)} cannot be called as (x, profile, *, error=None, mask=None): {mismatch}"
-        )
-    return estimator
+        raise TypeError(f"{_name(function)} cannot be called as (x, profile, *, error=None, mask=None): {mismatch}")
+    return function
 
 
 def _is_builtin(estimator: Any) -> bool:
@@ -213,22 +211,20 @@ def _prepare(
     for name, array in arrays.items():
         # A scalar stands for all samples; an array must have them.
         if (array.ndim == 0 and name == "profile") or (array.ndim and array.shape[-1] != x.size):
-            raise ValueError(
-                f"the last axis of {name} must have the {x.size} samples of x: its shape is {array.shape}"
-            )
+            raise ValueError(f"the last axis of {name} must have the {x.size} samples of x: its shape is {array.shape}")
     try:
         shape = np.broadcast_shapes(*(array.shape for array in arrays.values()))
     except ValueError:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise ValueError(f"the leading axes do not broadcast: {shapes}") from None
     full = {name: np.ascontiguousarray(np.broadcast_to(a, shape)) for name, a in arrays.items()}
-    profile, error, bad = full["profile"], full.get("error"), full.get("mask")
-    found = ~np.isfinite(profile)
-    if error is not None:
-        found |= ~(np.isfinite(error) & (error > 0))
-    if bad is not None or found.any():
-        bad = found if bad is None else bad | found
-    return x, profile, error, bad
+    flux, sigma, marked = full["profile"], full.get("error"), full.get("mask")
+    found = ~np.isfinite(flux)
+    if sigma is not None:
+        found |= ~(np.isfinite(sigma) & (sigma > 0))
+    if marked is not None or found.any():
+        marked = found if marked is None else marked | found
+    return x, flux, sigma, marked
 
 
 # -- calling --------------------------------------------------------------------------------
@@ -273,7 +269,7 @@ def _run(
             raise wrong.error from None
         except Exception as raised:
             failure, failed = raised, failed + 1
-    if failed and warn:
+    if failure is not None and failed and warn:
         _warn(f"{_name(estimator)} failed for {failed} of {result.size} profiles, NaN: {describe(failure)}")
     return result
 
@@ -290,7 +286,7 @@ def _numbers(estimator: Any, value: Any, shape: tuple[int, ...]) -> np.ndarray:
         error = f"{_name(estimator)} must return plain numbers in units of x, not a {type(value).__name__}"
         raise _ResultError(TypeError(error))
     if isinstance(value, np.ma.MaskedArray):
-        value = value.astype(np.float64).filled(np.nan)
+        value = np.ma.filled(value.astype(np.float64), np.nan)
     array = np.asarray(value)
     if array.dtype.kind not in "iuf":
         error = f"{_name(estimator)} must return real numbers, not {type(value).__name__} ({array.dtype})"
@@ -303,8 +299,9 @@ def _numbers(estimator: Any, value: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _propagate(
-    estimator: Any, x: np.ndarray, profile: np.ndarray, error: np.ndarray, mask: np.ndarray | None
+    estimator: Any, x: np.ndarray, profile: np.ndarray, error: np.ndarray | None, mask: np.ndarray | None
 ) -> np.ndarray:
+    assert error is not None  # center_uncertainty has checked
     shape, n = profile.shape[:-1], x.size
     result = np.full(shape, np.nan)
     failures = 0

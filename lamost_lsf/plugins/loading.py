@@ -125,8 +125,6 @@ class HookManager(pluggy.PluginManager):
     def __init__(self) -> None:
         super().__init__(PROJECT)
         self.add_hookspecs(hookspecs)
-        self._source: Source | None = None
-        self._found: list[PluginProblem] = []
 
     def collect(self, source: Source) -> tuple[list[PluginEntry], list[PluginProblem]]:
         """Load a plug-in, register it, and call its hooks."""
@@ -139,6 +137,7 @@ class HookManager(pluggy.PluginManager):
             problems.append(source.problem("import", f"cannot load {source.target}: {describe(error)}"))
             return [], problems
         label = source.target if source.builtin else f"{source.name}@{source.distribution}"
+        #: What `parse_hookimpl_opts`, which pluggy calls, reports about.
         self._source, self._found = source, problems
         try:
             self.register(plugin, name=label)
@@ -147,11 +146,9 @@ class HookManager(pluggy.PluginManager):
         except BaseException as error:
             problems.append(source.problem("hook", f"cannot be registered: {describe(error)}"))
             return [], problems
-        finally:
-            self._source = None
         implementations = [
-            (kind, implementation)
-            for hook, kind in HOOKS.items()
+            (hook, implementation)
+            for hook in HOOKS
             for implementation in getattr(self.hook, hook).get_hookimpls()
             if implementation.plugin_name == label
         ]
@@ -160,17 +157,13 @@ class HookManager(pluggy.PluginManager):
             message = f"{source.target} has no hook; the hooks are {known}, marked with @hookimpl"
             problems.append(source.problem("hook", message))
         entries: list[PluginEntry] = []
-        for kind, implementation in implementations:
+        for hook, implementation in implementations:
             # One implementation at a time: called through the manager, the first to raise would end all.
-            entries += self._call(source, kind, implementation, problems)
-        if not entries and problems and label in dict(self.list_name_plugin()):
-            self.unregister(name=label)
+            entries += self._call(source, hook, implementation.function, problems)
         return entries, problems
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         """Options of a hook, or None where an attribute is no hook or one that cannot be used."""
-        if self._source is None:
-            return super().parse_hookimpl_opts(plugin, name)
         try:
             options = super().parse_hookimpl_opts(plugin, name)
             fault = self._fault(plugin, name, options)
@@ -205,12 +198,10 @@ class HookManager(pluggy.PluginManager):
         return None
 
     @staticmethod
-    def _call(
-        source: Source, kind: Kind, implementation: Any, problems: list[PluginProblem]
-    ) -> Iterator[PluginEntry]:
-        hook = implementation.function.__name__
+    def _call(source: Source, hook: str, function: Callable, problems: list[PluginProblem]) -> Iterator[PluginEntry]:
+        kind = HOOKS[hook]
         try:
-            result = implementation.function()
+            result = function()
             if not isinstance(result, Mapping):
                 message = f"{hook} must return a mapping of names to callables, not {type(result).__name__}"
                 problems.append(source.problem("type", message))
@@ -269,6 +260,9 @@ def _object_fault(kind: Kind, name: Any, obj: Any, seen: set[str]) -> tuple[str,
 
 def call_mismatch(kind: Kind, obj: Callable) -> str | None:
     """Why a callable cannot be called as its kind is, or None."""
+    if isinstance(inspect.getattr_static(type(obj), "__call__", None), staticmethod):
+        # inspect takes the first argument of such a __call__ for self.
+        obj = type(obj).__call__
     try:
         signature = inspect.signature(obj)
     except (TypeError, ValueError):  # compiled code may not say
@@ -283,6 +277,4 @@ def call_mismatch(kind: Kind, obj: Callable) -> str | None:
 
 def builtin_source(module: str, version: str) -> Source:
     """The package's own plug-ins take the road of everybody else's."""
-    return Source(
-        "builtin", "lamost-lsf", version, lambda: importlib.import_module(module), module, builtin=True
-    )
+    return Source("builtin", "lamost-lsf", version, lambda: importlib.import_module(module), module, builtin=True)

@@ -152,12 +152,8 @@ class PluginRegistry:
         plugins = Counter((e.kind, e.plugin, e.name) for e in self._entries)
         settled = []
         for entry in self._entries:
-            rivals = [
-                e for e in self._entries if e is not entry and (e.kind, e.name) == (entry.kind, entry.name)
-            ]
-            unique = entry.builtin or (
-                plugins[entry.kind, entry.plugin, entry.name] == 1 and entry.plugin != "builtin"
-            )
+            rivals = [e for e in self._entries if e is not entry and (e.kind, e.name) == (entry.kind, entry.name)]
+            unique = entry.builtin or (plugins[entry.kind, entry.plugin, entry.name] == 1 and entry.plugin != "builtin")
             settled.append((replace(entry, unique=unique, message=""), rivals))
         self._entries = [
             entry if entry.builtin or not rivals else replace(entry, message=_clash(entry, rivals))
@@ -265,9 +261,7 @@ class PluginRegistry:
         with self._lock:
             if folded not in self._in_process:
                 known = ", ".join(sorted(self._in_process)) or "none"
-                raise PluginLookupError(
-                    f"no plug-in {name!r} was registered in this process (there: {known})"
-                )
+                raise PluginLookupError(f"no plug-in {name!r} was registered in this process (there: {known})")
             gone = {id(entry.obj) for entry in self._in_process.pop(folded)}
             self._entries = [e for e in self._entries if e.plugin != folded or id(e.obj) not in gone]
             self._settle()
@@ -362,7 +356,7 @@ class PluginRegistry:
         self._ensure_loaded()
         rows = [
             (
-                e.kind,
+                str(e.kind),
                 e.name,
                 e.qualified_name,
                 "builtin" if e.builtin else e.distribution or "in-process",

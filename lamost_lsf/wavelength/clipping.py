@@ -13,8 +13,6 @@ from lamost_lsf.wavelength.covariance import parameter_jacobian, weighted_covari
 
 __all__ = ["ClippedFit", "fit_and_clip"]
 
-# A normal distribution's median absolute deviation, in standard deviations.
-_MAD = stats.norm.ppf(0.75)
 # Random curves from which the search for the majority starts. With 40 % of wrong lines and degree 5, one in 21 of
 # them avoids all wrong lines.
 _TRIALS = 300
@@ -32,6 +30,8 @@ class ClippedFit:
         Lines in the fit.
     deviation : ndarray (n,)
         Residual of each line over its expected size, as a normal deviate: how many sigma.
+    error : ndarray (n,) or None
+        Standard deviations, Angstrom, that the fit was given.
     converged : bool
         False where the set of lines was still changing at the last iteration.
     spared : int
@@ -41,46 +41,53 @@ class ClippedFit:
     model: Model
     used: np.ndarray
     deviation: np.ndarray
+    error: np.ndarray | None
     converged: bool = True
     spared: int = 0
 
 
 def _deviation(
-    model: Model, pixel: np.ndarray, wavelength: np.ndarray, error: np.ndarray, used: np.ndarray
+    model: Model,
+    pixel: np.ndarray,
+    wavelength: np.ndarray,
+    error: np.ndarray,
+    used: np.ndarray,
+    *,
+    absolute: bool = False,
+    spread: float = 1.0,
 ) -> np.ndarray:
-    """How far each line is from the curve that the *other* used lines draw, as a normal deviate (n,).
+    """How far each line is from what the *other* used lines say, as a normal deviate (n,).
 
-    A line at the end of the detector pulls the curve to itself, so its plain residual hides its fault:
-    residuals are divided by sqrt(1 - leverage), those of lines outside the fit by sqrt(1 + variance of the
-    curve). The scale is the median absolute value over the used lines, which a few wrong lines do not
-    inflate. Estimated from few lines it is itself uncertain; Student's t with the degrees of freedom left
-    turns the ratio into the normal deviate of the same probability, so that "4 sigma" rejects equally rarely
-    with 10 lines and with 100.
+    A line at the end of the detector pulls the curve to itself, so its plain residual hides its fault: residuals
+    are externally studentised (Belsley, Kuh & Welsch 1980, section 2.1), that is divided by their own standard
+    deviation, with the scale estimated without the line in question. For normal errors the ratio follows
+    Student's t with the degrees of freedom that are left; it is turned into the normal deviate of the same
+    probability, so that "4 sigma" rejects equally rarely with 10 lines and with 100.
+
+    With ``absolute`` the errors are taken at face value instead; ``spread`` multiplies an estimated scale.
     """
     residual = (wavelength - model(pixel)) / error
     jacobian = parameter_jacobian(model, pixel) / error[:, None]
-    k = jacobian.shape[1]
-    freedom = int(np.sum(used)) - k
-    if freedom <= 0:
-        return np.zeros_like(residual)
     covariance, leverage = weighted_covariance(jacobian[used], None)
-    spread = np.ones_like(residual)
-    if k:
-        spread[used] = np.sqrt(np.clip(1.0 - leverage, 1e-12, None))
-        spread[~used] = np.sqrt(1.0 + np.einsum("ij,jk,ik->i", jacobian[~used], covariance, jacobian[~used]))
-    studentised = residual / spread
-    # a line with leverage 1 is reproduced whatever its value: it says nothing about the scale
-    telling = used.copy()
-    if k:
-        telling[used] = leverage < 1.0 - 1e-9
-    scale = np.median(np.abs(studentised[telling])) / _MAD if np.any(telling) else 0.0
+    # expected variance of the residuals, in units of the scale
+    expected = np.empty_like(residual)
+    expected[used] = np.clip(1.0 - np.nan_to_num(leverage), 1e-12, None)
+    expected[~used] = 1.0 + np.einsum("ij,jk,ik->i", jacobian[~used], covariance, jacobian[~used])
+    if absolute:
+        # a line through which the curve must go tells nothing
+        return np.where(expected > 1e-9, residual / np.sqrt(expected), 0.0)
+    freedom = np.sum(used) - jacobian.shape[1] - used
+    if np.min(freedom) <= 0:
+        return np.zeros_like(residual)
+    total = np.sum(residual[used] ** 2)
+    scale2 = (total - np.where(used, residual**2 / expected, 0.0)) / freedom
     # lines that fit to the last digit (simulated ones) must not be rejected for rounding errors
-    scale = max(scale, 64 * np.finfo(np.float64).eps * np.max(np.abs(wavelength / error)))
-    ratio = np.abs(studentised) / scale
-    # logsf and isf of the far tail: 1 - cdf would round to 0 beyond 8 sigma
-    log_tail = stats.t.logsf(ratio, freedom)
-    deviate = np.where(log_tail > -700.0, stats.norm.isf(np.exp(np.maximum(log_tail, -700.0))), 37.0)
-    return np.sign(studentised) * np.minimum(deviate, ratio)
+    rounding = 64 * np.finfo(np.float64).eps * np.max(np.abs(wavelength / error))
+    scale2 = np.maximum(scale2, max(rounding**2, 1e-24 * total)) * spread**2
+    ratio = np.where(expected > 1e-9, np.abs(residual) / np.sqrt(expected * scale2), 0.0)
+    # beyond 37 sigma the probability of the tail has no float64
+    log_tail = np.maximum(stats.t.logsf(ratio, freedom), -700.0)
+    return np.copysign(np.minimum(stats.norm.isf(np.exp(log_tail)), ratio), residual)
 
 
 def _majority(pixel: np.ndarray, wavelength: np.ndarray, error: np.ndarray, degree: int) -> np.ndarray:
@@ -135,6 +142,7 @@ def fit_and_clip(
     max_iterations: int,
     min_lines: int,
     degree: int,
+    absolute: bool = False,
 ) -> ClippedFit:
     """Fit, reject what deviates, fit again, until the set of lines no longer changes.
 
@@ -157,47 +165,51 @@ def fit_and_clip(
         Lines that are always kept, the best ones.
     degree : int
         Degree of the series among whose curves the majority of the lines is looked for.
+    absolute : bool
+        Whether deviations are measured in the errors given, not in a scale estimated from the lines.
     """
     n = pixel.size
-    used = np.ones(n, dtype=bool)
-    model = fit(used, errors(None))
-    given = errors(model)
-    ones = np.ones(n)
-    if sigma_clip is None or n <= min_lines:
-        if given is not None:
-            model = fit(used, given)
-        scaled = ones if given is None else given
-        return ClippedFit(model, used, _deviation(model, pixel, wavelength, scaled, used))
+    everything = np.ones(n, dtype=bool)
+    model = fit(everything, errors(None))
+    error = errors(model)
 
-    used = _majority(pixel, wavelength, ones if given is None else given, degree)
+    def deviations(spread: float = 1.0) -> np.ndarray:
+        sigma = np.ones(n) if error is None else error
+        known = absolute and error is not None
+        return _deviation(model, pixel, wavelength, sigma, used, absolute=known, spread=spread)
+
+    if sigma_clip is None or n <= min_lines:
+        used = everything
+        model = fit(used, error)
+        return ClippedFit(model, used, deviations(), error)
+
+    used = _majority(pixel, wavelength, np.ones(n) if error is None else error, degree)
+    model = fit(used, error)
+    # The lines that agree best underestimate the scale; correct for a normal distribution cut at their share, or
+    # good lines would be slow to come back.
+    share = np.mean(used)
+    cut = stats.norm.ppf(0.5 + share / 2)
+    deviation = deviations(1.0 / np.sqrt(1.0 - 2.0 * cut * stats.norm.pdf(cut) / share) if share < 1 else 1.0)
     spared, converged, seen = 0, False, [used]
-    model = fit(used, given)
-    given = errors(model)
-    deviation = _deviation(model, pixel, wavelength, ones if given is None else given, used)
     for _ in range(max_iterations):
         good = np.abs(deviation) <= sigma_clip
-        if np.sum(good) < min_lines:
-            spared = min_lines - int(np.sum(good))
+        spared = max(0, min_lines - int(np.sum(good)))
+        if spared:
             good = np.zeros(n, dtype=bool)
             good[np.argsort(np.abs(deviation), kind="stable")[:min_lines]] = True
-        else:
-            spared = 0
         if np.array_equal(good, used):
             converged = True
             break
         if any(np.array_equal(good, earlier) for earlier in seen):
             # two sets take turns: settle on the lines that both contain, if they suffice
             both = good & used
-            if np.sum(both) >= min_lines:
-                good = both
+            good = both if np.sum(both) >= min_lines else good
             converged = True
         used = good
         seen.append(used)
-        model = fit(used, given)
-        given = errors(model)
-        if given is not None:
-            model = fit(used, given)
-        deviation = _deviation(model, pixel, wavelength, ones if given is None else given, used)
+        error = errors(model)
+        model = fit(used, error)
+        deviation = deviations()
         if converged:
             break
-    return ClippedFit(model, used, deviation, converged, spared)
+    return ClippedFit(model, used, deviation, error, converged, spared)

@@ -12,9 +12,7 @@ __all__ = ["free_parameters", "parameter_covariance", "parameter_jacobian", "wei
 def free_parameters(model: Model) -> list[int]:
     """Places in ``model.parameters`` of the parameters that a fit may change (neither fixed nor tied)."""
     return [
-        place
-        for place, name in enumerate(model.param_names)
-        if not model.fixed.get(name) and not model.tied.get(name)
+        place for place, name in enumerate(model.param_names) if not model.fixed.get(name) and not model.tied.get(name)
     ]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import asdf
 import astropy.units as u
 import numpy as np
+import yaml
 from astropy.modeling import Model
 from astropy.table import QTable
 
@@ -46,9 +47,7 @@ def _digest(solution: WavelengthSolution) -> str:
     total.update(np.ascontiguousarray(solution.model.parameters, dtype="<f8").tobytes())
     total.update(np.array(solution.domain, dtype="<f8").tobytes())
     # the curve itself, for models whose content is not in their parameters (tables)
-    total.update(
-        np.ascontiguousarray(solution.model(np.linspace(*solution.domain, 33)), dtype="<f8").tobytes()
-    )
+    total.update(np.ascontiguousarray(solution.model(np.linspace(*solution.domain, 33)), dtype="<f8").tobytes())
     facts = [solution.fitter, solution.center, solution.degree, dict(solution.provenance)]
     total.update(json.dumps(facts, sort_keys=True).encode())
     return total.hexdigest()
@@ -112,7 +111,13 @@ def write_solution(
     if kind not in writers:
         raise ValueError(f"format must be 'asdf' or 'ecsv', or {str(path)!r} must end in .asdf or .ecsv")
     with atomic_path(path, overwrite=overwrite) as temporary:
-        writers[kind](solution, temporary)
+        try:
+            writers[kind](solution, temporary)
+        except yaml.representer.RepresenterError:
+            raise TypeError(
+                f"{type(solution.model).__name__} has no ASDF representation, so its solution cannot be saved; "
+                "its package would have to register an asdf converter for it"
+            ) from None
 
 
 def _check_header(header: Any, path: Path) -> dict[str, Any]:
@@ -190,7 +195,5 @@ def read_solution(path: str | PathLike) -> WavelengthSolution:
         # whatever a damaged file makes the readers stumble over, it is one thing to the user
         raise FormatError(f"{path} is damaged or truncated: {type(problem).__name__}: {problem}") from problem
     if not intact:
-        raise FormatError(
-            f"{path} was altered or truncated after it was written: its checksum does not match"
-        )
+        raise FormatError(f"{path} was altered or truncated after it was written: its checksum does not match")
     return solution

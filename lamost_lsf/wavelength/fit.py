@@ -43,12 +43,11 @@ def fit_wavelength_solution(
 ) -> WavelengthSolution:
     """Fit wavelength as a function of pixel through identified lines, rejecting those that do not belong.
 
-    Outliers are found outside the fitter, so that any fitter gets the same treatment. A robust curve through
-    the majority of the lines (reweighted least squares) comes first, so that wrong identifications do not
-    drag the curve to themselves; then lines whose deviation from the curve of the *others* exceeds
-    ``sigma_clip`` are left out and the curve is fitted again, until the set of lines no longer changes. The
-    scale of the deviations is the lines' own (a median, corrected for leverage and degrees of freedom), so
-    errors that are all too small by a factor do not reject everything.
+    Outliers are found outside the fitter, so that any fitter gets the same treatment. First the majority of the
+    lines that agrees best is found (least trimmed squares), so that wrong identifications do not drag the curve
+    to themselves; then lines within ``sigma_clip`` of the curve of the *others* come in, lines beyond it go
+    out, and the curve is fitted again, until the set of lines no longer changes. The scale of the deviations is
+    estimated from the lines, so errors that are all too small by a factor do not reject everything.
 
     Parameters
     ----------
@@ -75,8 +74,9 @@ def fit_wavelength_solution(
     min_lines : int, optional
         Lines that are never rejected, the best ones; at least ``degree + 2``, the default.
     absolute_error : bool
-        Whether ``error`` is to be believed as it is when the covariance is computed. False: the covariance is
-        multiplied by the reduced chi-square, as is always done without ``error``.
+        Whether ``error`` is to be believed as it is, in the rejection and in the covariance. False: only the
+        ratios of the errors count, and the covariance is multiplied by the reduced chi-square, as is always done
+        without ``error``.
     center : str or callable, optional
         Definition of the centre that measured ``pixel``; recorded. None: not stated.
     medium : {"vacuum", "air"}
@@ -144,8 +144,7 @@ def fit_wavelength_solution(
     if np.sum(usable) < degree + 2:
         causes = ", ".join(sorted({text for text in reason if text})) or "none rejected"
         raise ValueError(
-            f"{np.sum(usable)} usable line(s) of {pixel.size}; degree {degree} takes at least {degree + 2} "
-            f"({causes})"
+            f"{np.sum(usable)} usable line(s) of {pixel.size}; degree {degree} takes at least {degree + 2} ({causes})"
         )
     x, y = pixel[usable], listed[usable]
     if domain is None:
@@ -153,9 +152,7 @@ def fit_wavelength_solution(
     given = None if error_value is None else error_value[usable]
 
     def fit(use: np.ndarray, sigma: np.ndarray | None) -> Model:
-        model = estimator(
-            x[use], y[use], error=None if sigma is None else sigma[use], degree=degree, domain=domain
-        )
+        model = estimator(x[use], y[use], error=None if sigma is None else sigma[use], degree=degree, domain=domain)
         return _check_model(model, x, fitter)
 
     def errors(model: Model | None) -> np.ndarray | None:
@@ -173,6 +170,7 @@ def fit_wavelength_solution(
         max_iterations=max_iterations,
         min_lines=min_lines,
         degree=degree,
+        absolute=absolute_error,
     )
     if clipped.spared:
         warnings.warn(
@@ -182,12 +180,10 @@ def fit_wavelength_solution(
             stacklevel=2,
         )
     if not clipped.converged:
-        warnings.warn(
-            f"rejection of lines did not settle in {max_iterations} iterations", FitWarning, stacklevel=2
-        )
+        warnings.warn(f"rejection of lines did not settle in {max_iterations} iterations", FitWarning, stacklevel=2)
 
     model = clipped.model
-    sigma = errors(model)
+    sigma = clipped.error
     residual, deviation = np.full(pixel.size, np.nan), np.full(pixel.size, np.nan)
     where = np.isfinite(pixel) & np.isfinite(listed)
     if domain is not None:
@@ -265,8 +261,7 @@ def _check_error(error: u.Quantity | None, shape: tuple[int, ...]) -> tuple[np.n
         return None, False
     if not isinstance(error, u.Quantity):
         raise TypeError(
-            "error must be a Quantity, e.g. 0.02 * u.AA or 0.05 * u.pix; "
-            f"got {type(error).__name__} without a unit"
+            f"error must be a Quantity, e.g. 0.02 * u.AA or 0.05 * u.pix; got {type(error).__name__} without a unit"
         )
     in_pixels = error.unit == u.pix
     try:
@@ -321,9 +316,7 @@ def _check_model(model: Model, pixel: np.ndarray, fitter: str | Callable) -> Mod
         )
     value = model(pixel)
     if isinstance(value, u.Quantity):
-        raise TypeError(
-            f"wavelength fitter {fitter!r} returned a model with units; plain Angstrom are expected"
-        )
+        raise TypeError(f"wavelength fitter {fitter!r} returned a model with units; plain Angstrom are expected")
     if not np.all(np.isfinite(value)):
         raise ValueError(f"wavelength fitter {fitter!r} returned a model that is not finite at the lines")
     return model

@@ -47,14 +47,11 @@ def _check_lines(
     wavelength = np.asarray(wavelength, dtype=np.float64)
     if pixel.ndim != 1 or pixel.shape != wavelength.shape:
         raise ValueError(
-            "pixel and wavelength must be 1-D and of one length, "
-            f"got shapes {pixel.shape} and {wavelength.shape}"
+            f"pixel and wavelength must be 1-D and of one length, got shapes {pixel.shape} and {wavelength.shape}"
         )
     for name, values in (("pixel", pixel), ("wavelength", wavelength)):
         if not np.all(np.isfinite(values)):
-            raise ValueError(
-                f"{np.sum(~np.isfinite(values))} of {values.size} values of {name} are not finite"
-            )
+            raise ValueError(f"{np.sum(~np.isfinite(values))} of {values.size} values of {name} are not finite")
     if error is not None:
         error = np.asarray(error, dtype=np.float64)
         if error.shape != pixel.shape:

@@ -351,14 +351,10 @@ class WavelengthSolution:
         residual = self.lines["residual"].value
         left = np.where(self.lines["used"], 1.0 - self.lines["leverage"], 1.0)
         with np.errstate(divide="ignore"):
-            predicted = np.where(
-                left > 1e-12, residual / np.where(left > 0, left, 1.0), np.copysign(np.inf, residual)
-            )
+            predicted = np.where(left > 1e-12, residual / np.where(left > 0, left, 1.0), np.copysign(np.inf, residual))
         return self._in_unit(predicted, unit)
 
-    def rms(
-        self, unit: u.UnitBase = u.AA, *, weighted: bool = False, leave_one_out: bool = False
-    ) -> u.Quantity:
+    def rms(self, unit: u.UnitBase = u.AA, *, weighted: bool = False, leave_one_out: bool = False) -> u.Quantity:
         """Root mean square of the used lines' residuals (divided by n, not by the degrees of freedom).
 
         Parameters
@@ -492,6 +488,8 @@ class WavelengthSolution:
             The file exists and ``overwrite`` is False.
         ValueError
             Neither format nor ending says which kind of file.
+        TypeError
+            A third party's model that ASDF does not know.
         """
         from lamost_lsf.wavelength.files import write_solution
 
