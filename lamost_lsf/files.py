@@ -29,8 +29,12 @@ def atomic_path(path: str | PathLike, *, overwrite: bool = False) -> Iterator[Pa
         ``path`` exists and ``overwrite`` is False.
     FileNotFoundError
         The folder does not exist.
+    IsADirectoryError
+        ``path`` is a folder.
     """
     final = Path(path)
+    if final.is_dir():
+        raise IsADirectoryError(f"{final} is a folder")
     if final.exists() and not overwrite:
         raise FileExistsError(f"{final} exists; pass overwrite=True to replace it")
     if not final.parent.is_dir():
@@ -44,6 +48,8 @@ def atomic_path(path: str | PathLike, *, overwrite: bool = False) -> Iterator[Pa
     os.umask(umask)
     try:
         yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())  # a crash of the machine must not leave an empty file under the final name
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, final)
     finally:

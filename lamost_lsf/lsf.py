@@ -9,10 +9,11 @@ from typing import Any
 
 import astropy.units as u
 import numpy as np
+from scipy.interpolate import make_interp_spline
 
 from lamost_lsf.errors import OutOfRangeError
 from lamost_lsf.profile import InstrumentalProfile
-from lamost_lsf.spline import quadrature_weights
+from lamost_lsf.spline import SplineFamily, quadrature_weights
 from lamost_lsf.units import to_angstrom, to_vacuum_angstrom
 
 __all__ = ["LSF", "JoinedLSF", "MeanLSF", "Segment", "ShiftedLSF", "TabulatedLSF", "as_lsf"]
@@ -42,6 +43,9 @@ class LSF(ABC):
     #: Name of, or estimator for, the centre at lag 0; None: undecided.
     center: str | Callable | None = None
 
+    #: What to do about a wavelength outside of it, for the message.
+    _range_hint = "pass extrapolate=True where the LSF is made (model.at, archive.lsf, archive.lsf_for, TabulatedLSF) to go beyond"
+
     def __init__(self, meta: Mapping[str, Any] | None = None) -> None:
         self.meta: dict[str, Any] = dict(meta or {})
 
@@ -66,8 +70,12 @@ class LSF(ABC):
         ------
         OutOfRangeError
             A wavelength outside ``wavelength_range``.
+        ValueError
+            A profile without positive area.
         """
         wavelength = np.asarray(wavelength, dtype=np.float64)
+        if wavelength.ndim != 1:
+            raise ValueError(f"wavelength must have shape (m,), got {wavelength.shape}")
         self._check_range(wavelength)
         profiles = np.asarray(self._sample(wavelength), dtype=np.float64)
         area = profiles @ quadrature_weights(self.offset)
@@ -83,8 +91,7 @@ class LSF(ABC):
         if wavelength.size and not (np.min(wavelength) >= low and np.max(wavelength) <= high):
             raise OutOfRangeError(
                 f"wavelengths {np.min(wavelength):.2f}-{np.max(wavelength):.2f} A (vacuum) reach outside "
-                f"{low:.2f}-{high:.2f} A, the range of this LSF; pass extrapolate=True where it is made "
-                "(model.at, archive.lsf, archive.lsf_for) to go beyond"
+                f"{low:.2f}-{high:.2f} A, the range of this LSF; {self._range_hint}"
             )
 
     def zero_point(self, wavelength: np.ndarray, center: str | Callable | None = None) -> np.ndarray:
@@ -117,7 +124,7 @@ class LSF(ABC):
             Unit area, of shape ``wavelength.shape``.
         """
         angstrom = to_vacuum_angstrom(wavelength, medium)
-        flux = self.sample(angstrom.ravel()).reshape((*angstrom.shape, -1))
+        flux = self.sample(angstrom.ravel()).reshape((*angstrom.shape, self.offset.size))
         meta = dict(self.meta)
         if self.center is not None:
             meta["wavelength_center"] = self.center
@@ -150,9 +157,15 @@ class TabulatedLSF(LSF):
     Parameters
     ----------
     profiles : InstrumentalProfile
-        Shape (m,) with increasing ``wavelength``, or a single profile, which then holds everywhere.
+        Shape (m,) with increasing ``wavelength``, or a single profile, which then holds everywhere. Their
+        ``meta["wavelength_center"]``, if any, becomes the LSF's centre.
     extrapolate : bool
         Whether the first and last profiles hold beyond their wavelengths.
+
+    Raises
+    ------
+    ValueError
+        Profiles of another shape, without positive finite area, or whose wavelengths are missing or do not increase.
 
     Examples
     --------
@@ -167,40 +180,38 @@ class TabulatedLSF(LSF):
 
     def __init__(self, profiles: InstrumentalProfile, *, extrapolate: bool = False) -> None:
         super().__init__(profiles.meta)
-        if profiles.ndim > 1:
+        if profiles.ndim > 1 or profiles.size == 0:
             raise ValueError(f"profiles must have shape (m,) or (), got {profiles.shape}")
+        self.center = profiles.meta.get("wavelength_center")
         offset = profiles._offset
         step = np.diff(offset)
         flux = np.atleast_2d(profiles.flux)
         if np.ptp(step) > 1e-9 * np.mean(step):
             # uniform offsets are what the fast convolution works on: resample no coarser than the finest step
-            from lamost_lsf.spline import SplineFamily
-
             uniform = np.linspace(offset[0], offset[-1], int(np.ceil((offset[-1] - offset[0]) / step.min())) + 1)
             flux, offset = SplineFamily(offset, flux)(uniform), uniform
+        area = flux @ quadrature_weights(offset)
+        if not np.all(np.isfinite(area) & (area > 0)):
+            raise ValueError(f"profile {int(np.argmin(np.isfinite(area) & (area > 0)))} has no positive finite area")
         self.offset = offset
-        self._flux = flux / (flux @ quadrature_weights(offset))[:, None]
+        self._flux = flux / area[:, None]
         self._nodes = None
         if profiles.shape and profiles.shape[0] > 1:
             if profiles.wavelength is None:
                 raise ValueError("profiles need their wavelengths to be tabulated")
             self._nodes = profiles.wavelength.to_value(u.AA)
-            if np.any(np.diff(self._nodes) <= 0):
-                raise ValueError("the profiles' wavelengths must increase strictly")
+            if not np.all(np.isfinite(self._nodes)) or np.any(np.diff(self._nodes) <= 0):
+                raise ValueError("the profiles' wavelengths must be finite and increase strictly")
             if not extrapolate:
                 self.wavelength_range = (float(self._nodes[0]), float(self._nodes[-1]))
+            # not-a-knot through four or more; through two or three, straight lines
+            order = 3 if self._nodes.size >= 4 else 1
+            self._interpolate = make_interp_spline(self._nodes, self._flux, k=order)
 
     def _sample(self, wavelength: np.ndarray) -> np.ndarray:
         if self._nodes is None:
             return np.broadcast_to(self._flux, (wavelength.size, self.offset.size))
-        clipped = np.clip(wavelength, self._nodes[0], self._nodes[-1])
-        if self._nodes.size >= 4:
-            from scipy.interpolate import CubicSpline
-
-            return CubicSpline(self._nodes, self._flux)(clipped)
-        from scipy.interpolate import interp1d
-
-        return interp1d(self._nodes, self._flux, axis=0)(clipped)
+        return self._interpolate(np.clip(wavelength, self._nodes[0], self._nodes[-1]))
 
 
 class MeanLSF(LSF):
@@ -211,12 +222,17 @@ class MeanLSF(LSF):
     lsfs : sequence of LSF
     weights : array_like, optional
         Relative weight of each exposure; equal by default.
+
+    Raises
+    ------
+    ValueError
+        No LSFs, different offset grids or centres, ranges without a common part, or unusable weights.
     """
 
     def __init__(self, lsfs: Sequence[LSF], weights: np.ndarray | None = None) -> None:
         if not lsfs:
             raise ValueError("the mean of no LSFs is not defined")
-        super().__init__(lsfs[0].meta)
+        super().__init__(_common_meta(lsfs))
         self.meta["n_exposures"] = len(lsfs)
         self.offset = lsfs[0].offset
         if any(o.offset.shape != self.offset.shape or np.any(o.offset != self.offset) for o in lsfs):
@@ -225,7 +241,9 @@ class MeanLSF(LSF):
             max(o.wavelength_range[0] for o in lsfs),
             min(o.wavelength_range[1] for o in lsfs),
         )
-        self.center = lsfs[0].center
+        if not self.wavelength_range[0] < self.wavelength_range[1]:
+            raise ValueError("the LSFs have no common range of wavelengths")
+        self.center = _common_center(lsfs)
         self._lsfs = tuple(lsfs)
         weights = np.ones(len(lsfs)) if weights is None else np.asarray(weights, dtype=np.float64)
         if weights.shape != (len(lsfs),) or np.any(weights < 0) or not weights.sum() > 0:
@@ -235,12 +253,26 @@ class MeanLSF(LSF):
     def _sample(self, wavelength: np.ndarray) -> np.ndarray:
         return sum(w * lsf.sample(wavelength) for w, lsf in zip(self._weights, self._lsfs, strict=True))
 
+    def segments(self) -> tuple[Segment, ...]:
+        pieces = [lsf.segments() for lsf in self._lsfs]
+        if all(len(piece) == 1 for piece in pieces):
+            return super().segments()
+        # joined arms: a mean of each part, in which every exposure is smooth
+        edges = sorted({edge for piece in pieces for s in piece for edge in (s.low, s.high)})
+        out = []
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            parts = [s.lsf for piece in pieces for s in piece if s.low <= low and high <= s.high]
+            if len(parts) == len(pieces):
+                out.append(Segment(low, high, MeanLSF(parts, self._weights).centered(self.center)))
+        return tuple(out)
+
 
 class ShiftedLSF(LSF):
     """An LSF seen in a frame whose wavelengths are those of the inner LSF divided by ``factor``."""
 
     def __init__(self, inner: LSF, factor: float) -> None:
         super().__init__(inner.meta)
+        self._range_hint = inner._range_hint
         if not (np.isfinite(factor) and factor > 0):
             raise ValueError(f"factor must be positive, got {factor}")
         self._inner, self._factor = inner, float(factor)
@@ -249,7 +281,15 @@ class ShiftedLSF(LSF):
         self.center = inner.center
 
     def _sample(self, wavelength: np.ndarray) -> np.ndarray:
-        return self._inner.sample(np.asarray(wavelength) * self._factor)
+        # rounding must not push the ends of the range out of the inner LSF's
+        return self._inner.sample(np.clip(wavelength * self._factor, *self._inner.wavelength_range))
+
+    def segments(self) -> tuple[Segment, ...]:
+        inner = self._inner.segments()
+        if len(inner) == 1:
+            return super().segments()
+        f = self._factor
+        return tuple(Segment(s.low / f, s.high / f, s.lsf.shifted(f).centered(self.center)) for s in inner)
 
 
 class JoinedLSF(LSF):
@@ -259,14 +299,23 @@ class JoinedLSF(LSF):
     ----------
     parts : sequence of Segment
         In order of wavelength and without gaps: the ``high`` of each is the ``low`` of the next.
+
+    Raises
+    ------
+    ValueError
+        No parts, parts that do not adjoin, or parts with different centres.
     """
 
     def __init__(self, parts: Sequence[Segment]) -> None:
-        super().__init__(parts[0].lsf.meta)
+        if not parts:
+            raise ValueError("no parts to join")
+        super().__init__(_common_meta([p.lsf for p in parts]))
+        if any(not p.low < p.high for p in parts):
+            raise ValueError("every part must end at a longer wavelength than it begins")
         if any(a.high != b.low for a, b in zip(parts[:-1], parts[1:], strict=True)):
             raise ValueError("the parts must adjoin: each must begin where the one before ends")
         self._parts = tuple(parts)
-        self.center = parts[0].lsf.center
+        self.center = _common_center([p.lsf for p in parts])
         self.wavelength_range = (
             max(parts[0].low, parts[0].lsf.wavelength_range[0]),
             min(parts[-1].high, parts[-1].lsf.wavelength_range[1]),
@@ -282,11 +331,11 @@ class JoinedLSF(LSF):
         self.offset = parts[0].lsf.offset if same else np.linspace(low, high, int(np.ceil((high - low) / step)) + 1)
 
     def _sample(self, wavelength: np.ndarray) -> np.ndarray:
-        from lamost_lsf.spline import SplineFamily
-
         out = np.empty((wavelength.size, self.offset.size))
-        for part in self._parts:
-            here = (wavelength >= part.low) & (wavelength < part.high)
+        # each part holds from its low up to, not including, its high; the last one includes it
+        index = np.searchsorted([p.low for p in self._parts[1:]], wavelength, side="right")
+        for i, part in enumerate(self._parts):
+            here = index == i
             if np.any(here):
                 samples = part.lsf.sample(wavelength[here])
                 if part.lsf.offset is not self.offset:
@@ -301,8 +350,22 @@ class JoinedLSF(LSF):
         if factor == 1.0:
             return self
         joined = JoinedLSF([Segment(p.low / factor, p.high / factor, p.lsf.shifted(factor)) for p in self._parts])
-        joined.center = self.center
+        joined.center, joined._range_hint = self.center, self._range_hint
         return joined
+
+
+def _common_meta(lsfs: Sequence[LSF]) -> dict[str, Any]:
+    """Entries of ``meta`` that all LSFs agree on."""
+    first = lsfs[0].meta
+    return {k: v for k, v in first.items() if all(k in o.meta and np.array_equal(o.meta[k], v) for o in lsfs[1:])}
+
+
+def _common_center(lsfs: Sequence[LSF]) -> str | Callable | None:
+    """Centre of all LSFs; raise where they differ."""
+    center = lsfs[0].center
+    if any(o.center != center for o in lsfs):
+        raise ValueError(f"LSFs with different centres ({', '.join(repr(o.center) for o in lsfs)}) cannot be combined")
+    return center
 
 
 def as_lsf(obj: Any) -> LSF:

@@ -190,10 +190,12 @@ class InstrumentalProfile:
         `~numpy.exceptions.AxisError`
             An axis that the array of profiles does not have.
         """
-        if axis is None:
-            axes = tuple(range(self.ndim))
-        else:
-            axes = np.lib.array_utils.normalize_axis_tuple(axis, self.ndim)
+        axes = tuple(range(self.ndim)) if axis is None else tuple(int(a) for a in np.atleast_1d(axis))
+        for a in axes:
+            # numpy would count the sample axis too
+            if not -self.ndim <= a < self.ndim:
+                raise np.exceptions.AxisError(a, self.ndim)
+        axes = tuple(a % self.ndim for a in axes)
         unit = self.normalized("area")
         count = np.prod([self.shape[a] for a in axes], initial=1.0)
         error = None if unit.error is None else np.sqrt(np.sum(unit.error**2, axis=axes)) / count

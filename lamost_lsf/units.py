@@ -106,13 +106,37 @@ def air_to_vacuum(wavelength: np.ndarray) -> np.ndarray:
 
 
 def to_vacuum_angstrom(value: u.Quantity, medium: str = "vacuum", name: str = "wavelength") -> np.ndarray:
-    """Vacuum Angstrom, as a plain array, from a Quantity measured in ``medium``."""
+    """Vacuum Angstrom, as a plain array, from a Quantity measured in ``medium``.
+
+    Parameters
+    ----------
+    value : `~astropy.units.Quantity`
+        Any unit of length.
+    medium : {"vacuum", "air"}
+        Medium of ``value``; air is converted by `air_to_vacuum`.
+    name : str
+        What the value is, for the message.
+
+    Raises
+    ------
+    TypeError
+        ``value`` without a unit of length.
+    ValueError
+        Another medium.
+    """
     angstrom = to_angstrom(value, name)
     return air_to_vacuum(angstrom) if check_medium(medium) == "air" else angstrom
 
 
 def doppler_factor(velocity: float | np.ndarray) -> np.ndarray:
-    """Relativistic Doppler factor of wavelengths, sqrt((1 + b) / (1 - b)), of a velocity in km/s.
+    """Relativistic Doppler factor of wavelengths, sqrt((1 + b) / (1 - b)), of a radial velocity in km/s.
+
+    Positive velocities recede: the observed wavelength is the emitted one times the factor.
+
+    Raises
+    ------
+    ValueError
+        A speed that is not below that of light. NaN stays NaN.
 
     Examples
     --------
@@ -120,4 +144,6 @@ def doppler_factor(velocity: float | np.ndarray) -> np.ndarray:
     1.0
     """
     beta = np.asarray(velocity, dtype=np.float64) / SPEED_OF_LIGHT
+    if np.any(np.abs(beta) >= 1.0):
+        raise ValueError(f"velocities must be below the speed of light, {SPEED_OF_LIGHT} km/s, got {velocity}")
     return np.sqrt((1.0 + beta) / (1.0 - beta))

@@ -407,11 +407,13 @@ UNCENTRABLE = {
 }
 
 
-@pytest.mark.parametrize("case", UNCENTRABLE)
-@pytest.mark.parametrize("estimator", [*ALL, Gauss("linear")], ids=repr)
+# above a fitted background the shoulders of a dip are peaks: "negative" is for the others
+@pytest.mark.parametrize(
+    ("estimator", "case"),
+    [(e, case) for e in [*ALL, Gauss("linear")] for case in UNCENTRABLE if (e, case) != (Gauss("linear"), "negative")],
+    ids=str,
+)
 def test_what_cannot_be_centered_is_nan_and_spares_the_others(estimator, case):
-    if case == "negative" and estimator == Gauss("linear"):
-        pytest.skip("above a fitted background the shoulders of a dip are peaks")
     x = np.linspace(*BLUE, 600)
     good = line(0.3, 1.3, 0.2)(x)
     batch = np.array([good, UNCENTRABLE[case], good])

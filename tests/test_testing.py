@@ -8,7 +8,7 @@ import astropy.units as u
 import numpy as np
 import pytest
 from astropy.modeling.models import Chebyshev1D, Gaussian2D, Polynomial1D
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -202,6 +202,7 @@ def test_callable_of_another_signature_is_an_error_not_a_batch_of_nan():
         apply_center(None, X, line())
 
 
+@settings(deadline=None)  # the first call may compile
 @given(
     st.lists(st.floats(-3, 3), min_size=1, max_size=5),
     st.floats(-2, 2),

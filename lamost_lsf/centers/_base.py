@@ -44,13 +44,20 @@ def _real(name: str, value: ArrayLike) -> np.ndarray:
     return array
 
 
+def _frozen(array: np.ndarray) -> np.ndarray:
+    """Read-only view: inputs are safe, and compiled functions meet one type whether or not the user's is."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 def _rows(array: np.ndarray | None, dtype: type, shape: tuple[int, ...], n: int) -> np.ndarray:
     """Flatten leading axes; keep a single row where one row serves all."""
     if array is None:
-        return np.empty((0, n), dtype)
+        return _frozen(np.empty((0, n), dtype))
     if array.size == n:
-        return np.ascontiguousarray(array.reshape(1, n), dtype=dtype)
-    return np.ascontiguousarray(np.broadcast_to(array, (*shape, n)), dtype=dtype).reshape(-1, n)
+        return _frozen(np.ascontiguousarray(array.reshape(1, n), dtype=dtype))
+    return _frozen(np.ascontiguousarray(np.broadcast_to(array, (*shape, n)), dtype=dtype).reshape(-1, n))
 
 
 def prepare(x: ArrayLike, profile: ArrayLike, error: ArrayLike | None = None, mask: ArrayLike | None = None) -> Samples:
@@ -91,8 +98,8 @@ def prepare(x: ArrayLike, profile: ArrayLike, error: ArrayLike | None = None, ma
     flat = np.ascontiguousarray(np.broadcast_to(arrays["profile"], (*shape, n)), dtype=np.float64).reshape(-1, n)
     bad = arrays.get("mask")
     return Samples(
-        x,
-        flat,
+        _frozen(x),
+        _frozen(flat),
         _rows(arrays.get("error"), np.float64, shape, n),
         _rows(None if bad is None else bad != 0, np.uint8, shape, n),
         shape,

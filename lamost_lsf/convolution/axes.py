@@ -9,20 +9,21 @@ from typing import Any
 import astropy.units as u
 import numpy as np
 from astropy.nddata import InverseVariance, NDUncertainty, StdDevUncertainty, VarianceUncertainty
+from numba import njit
 from specutils import Spectrum
 
 from lamost_lsf.convolution.nodes import LSFTable
 from lamost_lsf.errors import SamplingWarning
-from lamost_lsf.spline import quadrature_weights
 from lamost_lsf.units import to_vacuum_angstrom
 
 __all__ = [
     "axis_angstrom",
     "build_spectrum",
     "check_sampling",
-    "extended_axis",
     "flux_and_mask",
+    "pixel_widths",
     "variance_of",
+    "warn_coarse",
 ]
 
 
@@ -39,56 +40,69 @@ def axis_angstrom(axis: u.Quantity, medium: str, name: str) -> np.ndarray:
     wavelength = np.atleast_1d(to_vacuum_angstrom(u.Quantity(axis), medium, name))
     if wavelength.ndim != 1 or wavelength.size < 2:
         raise ValueError(f"{name} must be one-dimensional with at least 2 pixels, got shape {wavelength.shape}")
+    if _is_good(wavelength):
+        return wavelength
     if not np.all(np.isfinite(wavelength)):
         raise ValueError(f"{name} holds {np.count_nonzero(~np.isfinite(wavelength))} non-finite wavelengths")
     if np.any(np.diff(wavelength) <= 0):
         descending = "descends" if np.all(np.diff(wavelength) < 0) else "does not increase strictly"
         raise ValueError(f"{name} {descending}; sort the spectrum by wavelength first")
-    if wavelength[0] <= 0:
-        raise ValueError(f"{name} holds wavelengths that are not positive")
-    return wavelength
+    raise ValueError(f"{name} holds wavelengths that are not positive")
+
+
+@njit(cache=True, error_model="numpy")
+def _is_good(wavelength):
+    """Whether an axis is positive, finite and strictly increasing, in one pass; NaN fails every comparison."""
+    good = wavelength[0] > 0.0 and wavelength[-1] < np.inf
+    for k in range(wavelength.size - 1):
+        good &= wavelength[k + 1] > wavelength[k]
+    return good
+
+
+@njit(cache=True, error_model="numpy")
+def pixel_widths(wavelength):
+    """Width of every pixel (n,): half the distance between its neighbours, at the ends the distance to the only one."""
+    out = np.empty(wavelength.size)
+    out[0] = wavelength[1] - wavelength[0]
+    for k in range(1, wavelength.size - 1):
+        out[k] = 0.5 * (wavelength[k + 1] - wavelength[k - 1])
+    out[-1] = wavelength[-1] - wavelength[-2]
+    return out
+
+
+@njit(cache=True, error_model="numpy")
+def _coarsest(wavelength):
+    worst = 0.0
+    for k in range(wavelength.size - 1):
+        worst = max(worst, wavelength[k + 1] - wavelength[k])
+    return worst
 
 
 def check_sampling(w_in: np.ndarray, tables: list[LSFTable]) -> None:
     """Warn where the template is too coarse for its sum of samples to be the integral."""
     for table in tables:
-        here = w_in[(w_in >= table.nodes[0]) & (w_in <= table.nodes[-1])]
+        first, last = np.searchsorted(w_in, table.nodes[[0, -1]])
+        here = w_in[first : last + 1]
         if here.size < 2:
             continue
         # 1 / peak of a unit-area profile is its equivalent width, 2.5 sigma for a Gaussian. The trapezoidal sum of a
-        # Gaussian is exact to 3e-9 at a step of one sigma; half that leaves room for the template's own structure.
-        width = 1.0 / table.profiles.max()
-        coarsest = float(np.max(np.diff(here)))
-        if coarsest > width / 3.0:
-            warnings.warn(
-                f"the template's pixels (up to {coarsest:.3g} A) are coarse for a profile of width {width:.3g} A; "
-                "interpolate the template to a finer grid for an exact convolution",
-                SamplingWarning,
-                stacklevel=4,
-            )
+        # Gaussian is exact to 3e-9 at a step of one sigma; some room is left for the template's own structure.
+        width = 1.0 / float(table.profiles.max())
+        if warn_coarse(float(_coarsest(here)), width, " A"):
             return
 
 
-def extended_axis(w_in: np.ndarray, w_out: np.ndarray, tables: list[LSFTable]) -> tuple[np.ndarray, int]:
-    """Template axis continued, at its end steps, as far as the kernels of the output pixels reach.
-
-    Returns
-    -------
-    axis : ndarray
-    n_left : int
-        Number of pixels added on the blue side.
-    """
-    low = w_out[0] - max(t.reach[1] for t in tables)
-    high = w_out[-1] - min(t.reach[0] for t in tables)
-    step_left, step_right = w_in[1] - w_in[0], w_in[-1] - w_in[-2]
-    # a coarse end step must not make the continuation coarser than the profile
-    step_left = min(step_left, float(np.ptp(tables[0].offset)) / 50)
-    step_right = min(step_right, float(np.ptp(tables[-1].offset)) / 50)
-    n_left = max(0, int(np.ceil((w_in[0] - low) / step_left)))
-    n_right = max(0, int(np.ceil((high - w_in[-1]) / step_right)))
-    left = w_in[0] - step_left * np.arange(n_left, 0, -1)
-    right = w_in[-1] + step_right * np.arange(1, n_right + 1)
-    return np.concatenate([left, w_in, right]), n_left
+def warn_coarse(coarsest: float, width: float, unit: str) -> bool:
+    """Warn where the largest pixel exceeds a third of a profile's equivalent width; whether it did."""
+    if coarsest <= width / 3.0:
+        return False
+    warnings.warn(
+        f"the template's pixels (up to {coarsest:.3g}{unit}) are coarse for a profile of width {width:.3g}{unit}; "
+        "interpolate the template to a finer grid for an exact convolution",
+        SamplingWarning,
+        stacklevel=5,
+    )
+    return True
 
 
 def flux_and_mask(
@@ -100,7 +114,8 @@ def flux_and_mask(
         flux = spectrum.flux
         if axis not in (None, flux.ndim - 1, -1):
             raise ValueError(
-                f"the spectral axis must be the last axis of flux, it is axis {axis} of {flux.ndim}; use move_spectral_axis='last'"
+                f"the spectral axis must be the last axis of flux, it is axis {axis} of {flux.ndim}; "
+                "make the Spectrum with move_spectral_axis='last'"
             )
         own = spectrum.mask
     else:
@@ -150,15 +165,22 @@ def build_spectrum(
     kind: type[NDUncertainty] | None,
     spectral_axis: u.Quantity,
     center: str | Callable,
+    medium: str,
 ) -> Spectrum:
-    """Spectrum on a new axis with the template's meta, and with what was done recorded in it."""
+    """Spectrum on a new axis with the template's meta, and with what was done recorded in it.
+
+    Masked pixels have NaN flux and no weight: NaN variance or standard deviation, inverse variance 0.
+    """
     uncertainty = None
     if variance is not None:
-        kind = kind or VarianceUncertainty
-        uncertainty = VarianceUncertainty(variance, unit=flux.unit**2)
-        if kind is not VarianceUncertainty:
+        if kind is not None and issubclass(kind, InverseVariance):
             with np.errstate(divide="ignore", invalid="ignore"):
-                uncertainty = uncertainty.represent_as(kind)
+                inverse = np.where(mask, 0.0, 1.0 / variance)
+            uncertainty = InverseVariance(inverse, unit=flux.unit**-2)
+        elif kind is not None and issubclass(kind, StdDevUncertainty):
+            uncertainty = StdDevUncertainty(np.sqrt(variance), unit=flux.unit)
+        else:
+            uncertainty = VarianceUncertainty(variance, unit=flux.unit**2)
     name = center if isinstance(center, str) else getattr(center, "name", repr(center))
-    meta = {**template.meta, "kernel_center": name}
+    meta = {**template.meta, "kernel_center": name, "wavelength_medium": medium}
     return Spectrum(flux=flux, spectral_axis=spectral_axis, mask=mask, uncertainty=uncertainty, meta=meta)

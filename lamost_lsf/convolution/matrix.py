@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import astropy.units as u
@@ -15,14 +16,16 @@ from lamost_lsf.convolution.axes import (
     axis_angstrom,
     build_spectrum,
     check_sampling,
-    extended_axis,
     flux_and_mask,
+    pixel_widths,
     variance_of,
 )
 from lamost_lsf.convolution.nodes import LSFTable, lagrange4, node_position, tabulate
+from lamost_lsf.convolution.response import Response, constant_response, segment_edges
 from lamost_lsf.lsf import LSF, as_lsf
 from lamost_lsf.profile import resolve_center
 from lamost_lsf.spline import uniform_coefficients
+from lamost_lsf.units import check_medium, to_vacuum_angstrom
 
 __all__ = ["ResolutionMatrix"]
 
@@ -111,6 +114,33 @@ def _interpolate_zero(s, s0, inverse_ds, zero):
     return out
 
 
+@njit(cache=True, error_model="numpy")
+def _masked_sums(indptr, indices, data, bad):
+    """Per row: sum of good entries, sum of |entries| that are bad, sum of all |entries|."""
+    n = indptr.size - 1
+    good, lost, whole = np.zeros(n), np.zeros(n), np.zeros(n)
+    for i in range(n):
+        for k in range(indptr[i], indptr[i + 1]):
+            size = abs(data[k])
+            whole[i] += size
+            if bad[indices[k]]:
+                lost[i] += size
+            else:
+                good[i] += data[k]
+    return good, lost, whole
+
+
+@njit(cache=True, error_model="numpy")
+def _squared_product(indptr, indices, data, rows, out):
+    """``data**2 @ row`` of every row of (m, n_in), into (m, n_out), without a squared copy of the matrix."""
+    for m in range(rows.shape[0]):
+        for i in range(indptr.size - 1):
+            total = 0.0
+            for k in range(indptr[i], indptr[i + 1]):
+                total += data[k] * data[k] * rows[m, indices[k]]
+            out[m, i] = total
+
+
 class ResolutionMatrix:
     """Linear operator from a template's pixels to a spectrum's, by the scatter integral.
 
@@ -122,13 +152,15 @@ class ResolutionMatrix:
     Attributes
     ----------
     matrix : `scipy.sparse.csr_array` (n_out, n_in)
-        Quadrature weights included.
+        Quadrature weights included; the sum of a row that lies within the template is ``total``.
     total : ndarray (n_out,)
-        Response to a constant spectrum that extends beyond the template: ``integral h(w - w'; w') dw'``.
-    total_absolute : ndarray (n_out,)
-        The same with ``|h|``: what the share of masked kernel is measured against.
+        Response to a constant spectrum that goes on beyond the template: ``integral h(w - w'; w') dw'``.
+    missing_share : ndarray (n_out,)
+        Share of each output pixel's kernel (in ``|h|``) that lies beyond the ends of the template.
     input_axis, output_axis : `~astropy.units.Quantity`
-        Vacuum wavelengths.
+        As given to `from_lsf`.
+    medium : {"vacuum", "air"}
+        Medium of both axes.
     center : str or callable
         Centre of the profile that sits at lag 0.
 
@@ -147,18 +179,19 @@ class ResolutionMatrix:
     def __init__(
         self,
         matrix: sparse.csr_array,
-        total: np.ndarray,
-        total_absolute: np.ndarray,
+        response: Response,
         input_axis: u.Quantity,
         output_axis: u.Quantity,
         center: str | Callable,
+        medium: str = "vacuum",
     ) -> None:
         self.matrix = matrix
-        self.total = total
-        self.total_absolute = total_absolute
+        self.total = response.total
+        self.missing_share = response.share
         self.input_axis = input_axis
         self.output_axis = output_axis
         self.center = center
+        self.medium = medium
 
     @classmethod
     def from_lsf(
@@ -185,18 +218,20 @@ class ResolutionMatrix:
 
         Raises
         ------
+        TypeError
+            Axes without a unit of length.
         ValueError
             Axes that do not increase, hold non-finite values or do not overlap.
         OutOfRangeError
             The LSF is not defined where it is needed.
         """
-        lsf = as_lsf(lsf)
+        lsf, medium = as_lsf(lsf), check_medium(medium)
         given_in, given_out = u.Quantity(input_axis), u.Quantity(output_axis)
         w_in = axis_angstrom(given_in, medium, "input_axis")
         w_out = axis_angstrom(given_out, medium, "output_axis")
         definition = resolve_center(center, {"wavelength_center": lsf.center})
-        matrix, total, total_absolute = build_matrix(lsf, w_in, w_out, definition)
-        return cls(matrix, total, total_absolute, w_in * u.AA, w_out * u.AA, definition)
+        matrix, response = build_matrix(lsf, w_in, w_out, definition)
+        return cls(matrix, response, given_in, given_out, definition, medium)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -233,85 +268,123 @@ class ResolutionMatrix:
         Returns
         -------
         Spectrum, Quantity or ndarray, (..., n_out)
-            Of the input's kind.
+            Of the input's kind. Only a Spectrum has a mask of its own; in the others bad pixels are NaN.
+
+        Raises
+        ------
+        ValueError
+            A Spectrum on another axis than the matrix was made for, shapes that do not fit, unknown options.
         """
-        if preserve not in ("flux", "continuum"):
-            raise ValueError(f"preserve must be 'flux' or 'continuum', got {preserve!r}")
+        check_options(max_masked, preserve)
+        if isinstance(spectrum, Spectrum):
+            self._check_axis(spectrum)
         flux, unit, bad = flux_and_mask(spectrum, mask, self.shape[1])
         variance, kind = variance_of(spectrum)
-        if variance is not None:
-            bad = bad | ~np.isfinite(variance)
-        lead = flux.shape[:-1]
-        columns = np.where(bad, 0.0, flux).reshape(-1, self.shape[1]).T
-        value = self.matrix @ columns
-        scale = np.ones(self.shape[0])[:, None]
-        reach = np.abs(self.total_absolute) > 0
-        if np.any(bad):
-            lost_columns = bad.reshape(-1, self.shape[1]).T.astype(np.float64)
-            lost = self._absolute @ lost_columns
-            good_area = self.matrix @ (1.0 - lost_columns)
-        else:
-            lost = np.zeros((self.shape[0], 1))
-            good_area = np.asarray(self.matrix.sum(axis=1)).reshape(-1, 1)
-        missing = self.total_absolute - np.asarray(self._absolute.sum(axis=1)).ravel()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = (lost + np.maximum(missing, 0.0)[:, None]) / self.total_absolute[:, None]
-            scale = self.total[:, None] / good_area
-        out_mask = ~(share <= max_masked) | ~reach[:, None]
-        if preserve == "continuum":
-            scale = scale / self.total[:, None]
-        value = np.where(out_mask, np.nan, value * scale)
-        shape = (*lead, self.shape[0])
-        value, out_mask = value.T.reshape(shape), np.broadcast_to(out_mask, value.shape).T.reshape(shape)
-        new_variance = None
-        if variance is not None:
-            columns = np.where(bad, 0.0, variance).reshape(-1, self.shape[1]).T
-            squared = self.matrix.copy()
-            squared.data = squared.data**2
-            new_variance = ((squared @ columns) * scale**2).T.reshape(shape)
-            new_variance = np.where(out_mask, np.nan, new_variance)
+        value, out_mask, new_variance = self._apply(flux, bad, variance, max_masked, preserve)
         if isinstance(spectrum, Spectrum):
-            return build_spectrum(spectrum, value * unit, out_mask, new_variance, kind, self.output_axis, self.center)
+            return build_spectrum(
+                spectrum, value * unit, out_mask, new_variance, kind, self.output_axis, self.center, self.medium
+            )
         return value if unit is None else value * unit
 
-    @property
-    def _absolute(self) -> sparse.csr_array:
-        absolute = self.matrix.copy()
-        absolute.data = np.abs(absolute.data)
-        return absolute
+    def _check_axis(self, spectrum: Spectrum) -> None:
+        medium = spectrum.meta.get("wavelength_medium") or self.medium
+        given = to_vacuum_angstrom(u.Quantity(spectrum.spectral_axis), medium, "the spectrum's axis")
+        own = to_vacuum_angstrom(self.input_axis, self.medium)
+        if given.shape != own.shape or not np.all(np.abs(given - own) <= 1e-8 * own):
+            raise ValueError(
+                f"the spectrum's axis ({given.size} pixels, {given[0]:.3f}-{given[-1]:.3f} A vacuum) is not the input axis "
+                f"that this matrix was made for ({own.size} pixels, {own[0]:.3f}-{own[-1]:.3f} A vacuum)"
+            )
+
+    def _apply(
+        self, flux: np.ndarray, bad: np.ndarray, variance: np.ndarray | None, max_masked: float, preserve: str
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Flux, mask and variance (..., n_out) of plain arrays (..., n_in)."""
+        n_out, n_in = self.shape
+        if variance is not None:
+            bad = bad | ~np.isfinite(variance)
+        shape = (*flux.shape[:-1], n_out)
+        flux, bad = flux.reshape(-1, n_in), bad.reshape(-1, n_in)
+        scale, out_mask = self._scale_and_mask(bad, max_masked, preserve)
+        value = (self.matrix @ np.where(bad, 0.0, flux).T).T
+        value = np.where(out_mask, np.nan, value * scale).reshape(shape)
+        new_variance = None
+        if variance is not None:
+            rows = np.where(bad, 0.0, variance.reshape(-1, n_in))
+            new_variance = np.empty((rows.shape[0], n_out))
+            _squared_product(self.matrix.indptr, self.matrix.indices, self.matrix.data, rows, new_variance)
+            new_variance = np.where(out_mask, np.nan, new_variance * scale**2).reshape(shape)
+        return value, np.broadcast_to(out_mask, value.reshape(-1, n_out).shape).reshape(shape), new_variance
+
+    def _scale_and_mask(self, bad: np.ndarray, max_masked: float, preserve: str) -> tuple[np.ndarray, np.ndarray]:
+        """Factor that makes up for bad and missing input, and the pixels where that is too much: (1 or m, n_out)."""
+        if not np.any(bad):
+            good_area, lost_share = self._area[None], np.zeros((1, 1))
+        else:
+            # the same mask for all spectra, the common case, is summed once
+            rows = bad[:1] if np.all(bad == bad[:1]) else bad
+            matrix = self.matrix
+            sums = [_masked_sums(matrix.indptr, matrix.indices, matrix.data, row) for row in rows]
+            good_area, lost, whole = (np.stack(part) for part in zip(*sums, strict=True))
+            lost_share = lost / np.where(whole > 0, whole, 1.0)
+        share = lost_share * (1.0 - self.missing_share) + self.missing_share
+        out_mask = ~((share <= max_masked) & (good_area > 0.0))
+        target = self.total if preserve == "flux" else 1.0
+        return target / np.where(good_area > 0.0, good_area, 1.0), out_mask
+
+    @cached_property
+    def _area(self) -> np.ndarray:
+        return np.asarray(self.matrix.sum(axis=1)).ravel()
 
 
-def build_matrix(
-    lsf: LSF, w_in: np.ndarray, w_out: np.ndarray, center: str | Callable
-) -> tuple[sparse.csr_array, np.ndarray, np.ndarray]:
-    """Matrix (n_out, n_in), response to a constant (n_out,) and the same with |h|; axes in vacuum Angstrom."""
-    low, high = max(w_in[0], w_out[0] - _reach(lsf)), min(w_in[-1], w_out[-1] + _reach(lsf))
+def check_options(max_masked: float, preserve: str) -> None:
+    """Raise ValueError for options of `convolve` and `ResolutionMatrix.apply` that do not exist."""
+    if preserve not in ("flux", "continuum"):
+        raise ValueError(f"preserve must be 'flux' or 'continuum', got {preserve!r}")
+    if not 0 <= max_masked <= 1:
+        raise ValueError(f"max_masked must be between 0 and 1, got {max_masked}")
+
+
+def needed_range(lsf: LSF, w_in: np.ndarray, w_out: np.ndarray, center: str | Callable) -> tuple[float, float]:
+    """True wavelengths, among the template's, whose kernels reach any output pixel.
+
+    Raises
+    ------
+    ValueError
+        The template does not reach the output axis.
+    """
+    segments = lsf.segments()
+    # A kernel reaches from its first to its last offset; with another centre than offset 0 it is moved by less than its
+    # window.
+    before, after = (max(s.lsf.offset[-1] for s in segments), max(-s.lsf.offset[0] for s in segments))
+    if not (isinstance(center, str) and center.lower() == "zero"):
+        before = after = max(float(np.ptp(s.lsf.offset)) for s in segments)
+    low, high = max(w_in[0], w_out[0] - max(before, 0.0)), min(w_in[-1], w_out[-1] + max(after, 0.0))
     if low >= high:
         raise ValueError(
             f"the template ({w_in[0]:.2f}-{w_in[-1]:.2f} A) does not reach the output axis "
             f"({w_out[0]:.2f}-{w_out[-1]:.2f} A)"
         )
-    tables = tabulate(lsf, low, high, center=center)
+    return float(low), float(high)
+
+
+def build_matrix(
+    lsf: LSF, w_in: np.ndarray, w_out: np.ndarray, center: str | Callable
+) -> tuple[sparse.csr_array, Response]:
+    """Matrix (n_out, n_in) and response to a constant (n_out,); axes in vacuum Angstrom."""
+    tables = tabulate(lsf, *needed_range(lsf, w_in, w_out, center), center=center)
     check_sampling(w_in, tables)
-    # Pixels beyond the template, with the kernel of its end, say how much of an output pixel's kernel is missing.
-    extended, n_left = extended_axis(w_in, w_out, tables)
-    width = np.gradient(extended)
-    total, total_absolute = np.zeros(w_out.size), np.zeros(w_out.size)
-    blocks, covered = [], 0
-    for k, table in enumerate(tables):
-        begin = 0 if k == 0 else int(np.searchsorted(extended, table.low, side="left"))
-        end = extended.size if k == len(tables) - 1 else int(np.searchsorted(extended, table.high, side="left"))
-        block = _table_matrix(table, extended[begin:end], width[begin:end], w_out)
-        total += np.asarray(block.sum(axis=1)).ravel()
-        total_absolute += np.asarray(abs(block).sum(axis=1)).ravel()
-        first, last = max(begin, n_left) - begin, min(end, n_left + w_in.size) - begin
-        blocks.append(block[:, first:last] if (first, last) != (0, end - begin) else block)
-        covered += last - first
-    assert covered == w_in.size, "every template pixel belongs to exactly one segment"
-    matrix = blocks[0] if len(blocks) == 1 else sparse.hstack(blocks, format="csr")
-    return sparse.csr_array(matrix), total, total_absolute
-
-
-def _reach(lsf: LSF) -> float:
-    """Generous bound (Angstrom) on how far any profile reaches from its zero."""
-    return max(float(np.ptp(s.lsf.offset)) for s in lsf.segments())
+    index, bounds = segment_edges(w_in, tables)
+    response = constant_response(tables, bounds, w_out)
+    width = pixel_widths(w_in)
+    blocks = [
+        _table_matrix(table, w_in[begin:end], width[begin:end], w_out)
+        for table, begin, end in zip(tables, index[:-1], index[1:], strict=True)
+    ]
+    matrix = blocks[0] if len(blocks) == 1 else sparse.csr_array(sparse.hstack(blocks, format="csr"))
+    # rows sum to the response exactly, whatever the template's sampling
+    area = np.asarray(matrix.sum(axis=1)).ravel() + response.missing
+    factor = response.total / np.where(area > 0, area, response.total)
+    matrix.data *= np.repeat(factor, np.diff(matrix.indptr))
+    return matrix, response

@@ -97,14 +97,94 @@ def constant_response(tables: Sequence[LSFTable], bounds: np.ndarray, output: np
 
 
 def _beyond(table: LSFTable, node: int, bound: float, output: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Integral of the kernel of an end node over true wavelengths beyond ``bound``, and its share in ``|h|``."""
+    """Integral of the kernel of an end node over true wavelengths beyond ``bound``, and its share in ``|h|``.
+
+    ``node`` is 0 (below the bound) or -1 (above it).
+    """
     profile, offset = table.profiles[node], table.offset
+    # Offset at which the bound is seen from an output pixel: true wavelengths above the bound have smaller offsets.
     x = output - bound + table.zero[node]
-    # true wavelengths above the bound reach an output pixel with offsets below x
-    if node == 0:
-        value, share = (x < offset[0]).astype(np.float64), (x < offset[0]).astype(np.float64)
-        value, share = 1.0 - value, 1.0 - share
-    else:
-        value, share = (x > offset[-1]).astype(np.float64), (x > offset[-1]).astype(np.float64)
-    begin, end = np.searchsorted(x, offset[[0, -1]])
-    return value, share
+    above = (x > offset[-1]).astype(np.float64)
+    above_share = above.copy()
+    begin, end = np.searchsorted(x, offset[0], side="right"), np.searchsorted(x, offset[-1], side="right")
+    if begin < end:
+        near = x[begin:end]
+        above[begin:end] = CubicSpline(offset, profile).antiderivative()(near)
+        size = np.abs(profile)
+        running = np.concatenate([[0.0], np.cumsum(0.5 * (size[1:] + size[:-1]))])
+        above_share[begin:end] = np.interp(near, offset, running / running[-1])
+    return (above, above_share) if node == -1 else (1.0 - above, 1.0 - above_share)
+
+
+def _whole(table: LSFTable, output: np.ndarray) -> np.ndarray:
+    """Response to a constant of one segment, continued beyond its ends with the kernels of its ends."""
+    low, high = table.nodes[0], table.nodes[-1]
+    below, above = table.reach
+    s0, inverse_ds, n = table.log_start, 1.0 / table.log_step, table.nodes.size
+    quadrature = quadrature_weights(table.offset)
+    out = np.ones(output.size)
+
+    def exact(wavelength: np.ndarray) -> np.ndarray:
+        return _response(wavelength, table.offset, quadrature, table.profiles, table.zero, s0, inverse_ds, low, high)
+
+    # Away from the ends the response is as smooth as the LSF, so two points a node are enough; near them it has a kink,
+    # and beyond the reach of all that varies it is 1.
+    inner = np.searchsorted(output, [low + above, high + below])
+    outer = np.searchsorted(output, [low + below, high + above])
+    coarse = 2 * n
+    if inner[1] - inner[0] <= 2 * coarse:
+        out[outer[0] : outer[1]] = exact(output[outer[0] : outer[1]])
+        return out
+    out[outer[0] : inner[0]] = exact(output[outer[0] : inner[0]])
+    out[inner[1] : outer[1]] = exact(output[inner[1] : outer[1]])
+    first, last = output[inner[0]], output[inner[1] - 1]
+    points = np.geomspace(first, last, coarse)
+    out[inner[0] : inner[1]] = _interpolate(
+        output[inner[0] : inner[1]], exact(points), np.log(first), (coarse - 1) / np.log(last / first)
+    )
+    return out
+
+
+@njit(cache=True, error_model="numpy")
+def _response(output, offset, quadrature, profiles, zero, s0, inverse_ds, low, high):
+    n_nodes = profiles.shape[0]
+    shifts = np.any(zero != 0.0)
+    out = np.empty(output.size)
+    for j in range(output.size):
+        total = 0.0
+        z = 0.0
+        for k in range(offset.size):
+            slope = 0.0
+            wavelength = min(max(output[j] - offset[k] + z, low), high)
+            i, t = node_position(np.log(wavelength), s0, inverse_ds, n_nodes)
+            if shifts:
+                # w' = w - x + z(w'): z changes by some 1e-4 of w', so few steps converge; z is kept from offset to offset
+                for _ in range(4):
+                    a, b, c, d = lagrange4(t)
+                    z = a * zero[i] + b * zero[i + 1] + c * zero[i + 2] + d * zero[i + 3]
+                    free = output[j] - offset[k] + z
+                    wavelength = min(max(free, low), high)
+                    i, t = node_position(np.log(wavelength), s0, inverse_ds, n_nodes)
+                if wavelength == free:
+                    a, b, c, d = lagrange4_derivative(t)
+                    slope = a * zero[i] + b * zero[i + 1] + c * zero[i + 2] + d * zero[i + 3]
+                    slope *= inverse_ds / wavelength
+            a, b, c, d = lagrange4(t)
+            # differences from one of the nodes: a profile that does not change then gives itself to the last bit
+            base = profiles[i, k]
+            value = base + (
+                b * (profiles[i + 1, k] - base) + c * (profiles[i + 2, k] - base) + d * (profiles[i + 3, k] - base)
+            )
+            total += quadrature[k] * value / (1.0 - slope)
+        out[j] = total
+    return out
+
+
+@njit(cache=True, error_model="numpy")
+def _interpolate(wavelength, values, s0, inverse_ds):
+    out = np.empty(wavelength.size)
+    for j in range(wavelength.size):
+        i, t = node_position(np.log(wavelength[j]), s0, inverse_ds, values.size)
+        a, b, c, d = lagrange4(t)
+        out[j] = a * values[i] + b * values[i + 1] + c * values[i + 2] + d * values[i + 3]
+    return out

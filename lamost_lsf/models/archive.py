@@ -33,8 +33,8 @@ class IPArchive:
     ----------
     path : path
         Folder with ``{spectrograph:02d}_{b|r}_{season}.safetensors`` (this package's) or
-        ``NN_normalized_spectra_{spectrograph:02d}_{b|r}_{season}.npz`` (published) files, at any depth. Where both exist for
-        one set, the safetensors file is used.
+        ``NN_normalized_spectra_{spectrograph:02d}_{b|r}_{season}.npz`` (published) files, at any depth. Where both exist
+        for one set, the safetensors file is used.
 
     Raises
     ------
@@ -54,11 +54,16 @@ class IPArchive:
         if not self.path.is_dir():
             raise NotADirectoryError(f"{self.path} is not a folder of IP models")
         self._files: dict[tuple[int, int, str], Path] = {}
-        for suffix in reversed(_SUFFIXES):
+        self._rivals: dict[tuple[int, int, str], list[Path]] = {}
+        for suffix in _SUFFIXES:
             for file in sorted(self.path.rglob(f"*{suffix}")):
-                key = parse_model_name(file)
-                if key is not None:
-                    self._files[key["season"], key["spectrograph"], key["arm"]] = file
+                name = parse_model_name(file)
+                if name is None or not file.is_file():
+                    continue
+                key = name["season"], name["spectrograph"], name["arm"]
+                first = self._files.setdefault(key, file)
+                if first is not file and first.suffix == suffix:
+                    self._rivals.setdefault(key, [first]).append(file)
         if not self._files:
             raise ModelNotFoundError(
                 f"{self.path} holds no IP model; expected names such as 01_b_2017.safetensors "
@@ -110,7 +115,7 @@ class IPArchive:
         ModelNotFoundError
             No such set; the message names the seasons that the archive has for that spectrograph and arm.
         ValueError
-            An arm other than "blue" and "red".
+            An arm other than "blue" and "red", or several files of one set, none of which is preferred.
         """
         if arm not in _ARMS:
             raise ValueError(f"arm must be 'blue' or 'red', got {arm!r}")
@@ -126,6 +131,9 @@ class IPArchive:
             raise ModelNotFoundError(
                 f"no model of season {key[0]} for spectrograph {key[1]}, {arm} arm; seasons there: {has}"
             )
+        if key in self._rivals:
+            files = ", ".join(str(f.relative_to(self.path)) for f in self._rivals[key])
+            raise ValueError(f"several models of season {key[0]}, spectrograph {key[1]}, {arm} arm: {files}; keep one")
         return self._load(self._files[key])
 
     def profile(
@@ -140,8 +148,8 @@ class IPArchive:
     ) -> InstrumentalProfile:
         """Instrumental profile(s); season and arm follow from time and wavelength.
 
-        ``time``, ``fiber`` and ``wavelength`` (true, detector's frame, in ``medium``) broadcast. All must fall into one arm, for
-        the arms have different offset grids.
+        ``time``, ``fiber`` and ``wavelength`` (true, detector's frame, in ``medium``) broadcast. All must fall into one
+        arm, for the arms have different offset grids.
 
         Raises
         ------
@@ -155,7 +163,15 @@ class IPArchive:
         if np.any(red) and not np.all(red):
             raise ValueError("wavelengths of both arms in one call: ask for each arm by itself, or use lsf()")
         arm = "red" if np.all(red) else "blue"
-        shape = np.broadcast_shapes(vacuum.shape, time.shape, np.shape(fiber))
+        if not isinstance(time, Time):
+            raise TypeError(f"time must be an astropy Time, got {type(time).__name__}")
+        shapes = {"wavelength": vacuum.shape, "time": time.shape, "fiber": np.shape(fiber)}
+        try:
+            shape = np.broadcast_shapes(*shapes.values())
+        except ValueError:
+            raise ValueError(f"shapes do not broadcast: {shapes}") from None
+        if 0 in shape:
+            raise ValueError(f"nothing to evaluate: shapes {shapes}")
         seasons = np.broadcast_to(season(time), shape)
         fibers, wide = np.broadcast_to(fiber, shape), np.broadcast_to(vacuum, shape)
         index = np.broadcast_to(np.arange(time.size).reshape(time.shape), shape)
@@ -174,6 +190,7 @@ class IPArchive:
             elif offset.shape != part.offset.shape or not np.all(offset == part.offset):
                 raise ValueError("the seasons asked for have different offset grids: ask for each by itself")
             flux[here] = part.flux
+            meta = {k: v for k, v in meta.items() if part.meta.get(k) == v}  # "season" goes where there are several
         return InstrumentalProfile(offset, flux, wavelength=wide * u.AA, meta=meta)
 
     def lsf(
@@ -196,24 +213,40 @@ class IPArchive:
         arm : {"blue", "red"}, optional
             One arm only. By default both, joined at 5800 A (air), or the only one that the archive has.
         extrapolate : bool
-            Allow labels outside the trained ranges.
+            Allow labels outside the trained ranges, but not an arm that the archive does not have.
+
+        Raises
+        ------
+        ModelNotFoundError
+            No model of that season, spectrograph or arm.
+        OutOfRangeError
+            A time or fibre outside the trained range, unless ``extrapolate``.
+        ValueError
+            Exposures of several seasons, or an arm other than "blue" and "red".
         """
         if arm is not None:
             return self._arm_lsf(spectrograph, time, fiber, arm, extrapolate)
-        parts, first_error = {}, None
+        boundary = float(air_to_vacuum(ARM_BOUNDARY_AIR))
+        limits = {"blue": (0.0, boundary), "red": (boundary, np.inf)}
+        parts, errors = [], []
         for name in _ARMS:
             try:
-                parts[name] = self._arm_lsf(spectrograph, time, fiber, name, extrapolate)
+                parts.append(Segment(*limits[name], self._arm_lsf(spectrograph, time, fiber, name, extrapolate)))
             except ModelNotFoundError as error:
-                first_error = first_error or error
+                errors.append(error)
         if not parts:
-            raise first_error
-        if len(parts) == 1:
-            return next(iter(parts.values()))
-        boundary = float(air_to_vacuum(ARM_BOUNDARY_AIR))
-        return JoinedLSF([Segment(0.0, boundary, parts["blue"]), Segment(boundary, np.inf, parts["red"])])
+            raise errors[0]
+        # one arm alone is joined too, so that extrapolation cannot carry it into the other
+        joined = JoinedLSF(parts)
+        if errors:
+            joined._range_hint = f"of the other arm there is {errors[0]}"
+        return joined
 
     def _arm_lsf(self, spectrograph: int, time: Time, fiber: int, arm: str, extrapolate: bool) -> LSF:
+        if not isinstance(time, Time):
+            raise TypeError(f"time must be an astropy Time, got {type(time).__name__}")
+        if time.size == 0:
+            raise ValueError("time is empty")
         seasons = np.unique(season(time))
         if seasons.size > 1:
             raise ValueError(f"the exposures of one co-add fall into several seasons: {seasons.tolist()}")
@@ -229,7 +262,9 @@ class IPArchive:
         Raises
         ------
         ValueError
-            ``meta`` lacks an entry that is needed.
+            ``meta`` lacks an entry that is needed, or names another instrument than the models'.
+        ModelNotFoundError, OutOfRangeError
+            As `lsf`.
         """
         from lamost_lsf.io import detector_factor
 
@@ -242,11 +277,21 @@ class IPArchive:
             )
         arm = meta.get("arm")
         lsf = self.lsf(**needed, arm=arm if arm in _ARMS else None, extrapolate=extrapolate)
+        instrument = meta.get("instrument")
+        for trained in (segment.lsf.meta.get("instrument") for segment in lsf.segments()):
+            if instrument and trained and not _same_instrument(instrument, trained):
+                raise ValueError(f"the spectrum was taken with {instrument}, the archive's model is of {trained}")
         return lsf.shifted(detector_factor(meta)).centered(meta.get("wavelength_center"))
 
 
 def _read_model(path: Path) -> NeuralIP:
     return NeuralIP.read(path) if path.suffix == ".safetensors" else NeuralIP.from_pylamostip(path)
+
+
+def _same_instrument(spectrum: str, model: str) -> bool:
+    """Whether a model's instrument is the spectrum's or one of its arms ("lamost-lrs", "lamost-lrs-blue")."""
+    arms = tuple(f"-{arm}" for arm in _ARMS)
+    return spectrum.removesuffix(arms[0]).removesuffix(arms[1]) == model.removesuffix(arms[0]).removesuffix(arms[1])
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -10,6 +10,7 @@ import astropy.units as u
 import numpy as np
 from astropy.time import Time
 
+from lamost_lsf.errors import OutOfRangeError
 from lamost_lsf.kernel import IPKernel
 from lamost_lsf.lsf import LSF, MeanLSF
 from lamost_lsf.profile import InstrumentalProfile
@@ -34,12 +35,10 @@ class IPModel(ABC):
     meta: dict[str, Any]
 
     @abstractmethod
-    def _evaluate(
-        self, time: np.ndarray | None, fiber: np.ndarray | None, wavelength: np.ndarray, extrapolate: bool
-    ) -> np.ndarray:
+    def _evaluate(self, time: np.ndarray | None, fiber: np.ndarray | None, wavelength: np.ndarray) -> np.ndarray:
         """Profiles (m, n) at m times, fibres and vacuum wavelengths (Angstrom), all of shape (m,).
 
-        ``time`` is what `_time_label` makes of an astropy Time.
+        ``time`` is what `_time_label` makes of an astropy Time. Ranges were checked by whoever calls.
         """
 
     def _time_label(self, time: Time) -> np.ndarray:
@@ -55,6 +54,20 @@ class IPModel(ABC):
             raise ValueError(f"{name} depends on the fibre: pass fiber=1..250")
         if time is not None and not isinstance(time, Time):
             raise TypeError(f"time must be an astropy Time, got {type(time).__name__}")
+        if fiber is not None and not (
+            np.issubdtype(fiber.dtype, np.number) and np.all(np.equal(np.floor(fiber), fiber))
+        ):
+            raise ValueError(f"fiber must be a whole number, got {fiber}")
+
+    def _check_wavelength(self, wavelength: np.ndarray) -> None:
+        """Raise where a vacuum wavelength (Angstrom) is outside the model's range, or not a number."""
+        low, high = self.wavelength_range
+        outside = ~((wavelength >= low) & (wavelength <= high))
+        if np.any(outside):
+            raise OutOfRangeError(
+                f"wavelength {wavelength[outside].flat[0]:.2f} A (vacuum) lies outside {low:.2f}-{high:.2f} A, the range "
+                f"of this {type(self).__name__}; pass extrapolate=True to go beyond"
+            )
 
     def profile(
         self,
@@ -91,11 +104,17 @@ class IPModel(ABC):
         OutOfRangeError
             A label outside the trained range, unless ``extrapolate``.
         ValueError
-            A missing label or shapes that do not broadcast.
+            A missing label, a fibre that is not a whole number, or shapes that do not broadcast.
+        TypeError
+            A time that is not a Time, or a wavelength without a unit of length.
         """
         vacuum = to_vacuum_angstrom(wavelength, medium)
         fibers = None if fiber is None else np.asarray(fiber)
         self._check_labels(time, fibers, extrapolate)
+        if not extrapolate:
+            self._check_wavelength(vacuum)
+        elif not np.all(np.isfinite(vacuum) & (vacuum > 0)):
+            raise ValueError("wavelength must be positive and finite")
         shapes = {"wavelength": vacuum.shape}
         if time is not None:
             shapes["time"] = time.shape
@@ -110,11 +129,9 @@ class IPModel(ABC):
             None if time is None else np.broadcast_to(self._time_label(time), shape).ravel(),
             None if fibers is None else np.broadcast_to(fibers, shape).ravel(),
             wide.ravel(),
-            extrapolate,
         )
-        return InstrumentalProfile(
-            self.offset * u.AA, flux.reshape((*shape, -1)), wavelength=wide * u.AA, meta=self.meta
-        )
+        flux = flux.reshape((*shape, self.offset.size))
+        return InstrumentalProfile(self.offset * u.AA, flux, wavelength=wide * u.AA, meta=self.meta)
 
     def at(self, *, time: Time | None = None, fiber: int | None = None, extrapolate: bool = False) -> LSF:
         """LSF of one fibre at one time (or the mean over several times: a co-add).
@@ -130,6 +147,13 @@ class IPModel(ABC):
         Returns
         -------
         `~lamost_lsf.lsf.LSF`
+
+        Raises
+        ------
+        OutOfRangeError
+            A time or fibre outside the trained range, unless ``extrapolate``.
+        ValueError
+            A missing or empty label, or several fibres.
         """
         if fiber is not None and np.ndim(fiber):
             raise ValueError("at() makes the LSF of one fibre; profile() takes arrays of fibres")
@@ -162,7 +186,7 @@ class _ModelLSF(LSF):
 
     def __init__(self, model: IPModel, time: Time | None, fiber: int | None, extrapolate: bool) -> None:
         super().__init__(model.meta)
-        self.model, self.fiber, self.extrapolate = model, fiber, extrapolate
+        self.model, self.fiber = model, fiber
         self._time = None if time is None else float(model._time_label(time))
         self.offset = model.offset
         if not extrapolate:
@@ -172,4 +196,4 @@ class _ModelLSF(LSF):
         size = wavelength.size
         time = None if self._time is None else np.full(size, self._time)
         fiber = None if self.fiber is None else np.full(size, self.fiber)
-        return self.model._evaluate(time, fiber, wavelength, self.extrapolate)
+        return self.model._evaluate(time, fiber, wavelength)

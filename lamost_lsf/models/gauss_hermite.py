@@ -13,12 +13,19 @@ from astropy.io import fits
 from astropy.time import Time
 from numpy.polynomial.hermite_e import hermeval
 from numpy.polynomial.legendre import legder, legval
+from scipy.special import ndtr
 
 from lamost_lsf.errors import FormatError, OutOfRangeError
 from lamost_lsf.models.base import IPModel
 from lamost_lsf.units import to_angstrom
 
 __all__ = ["GaussHermiteIP", "HermiteComponent"]
+
+#: PSFTYPE of a specex file -> the Gauss-Hermite series that it holds: prefix, width, header word of the last order.
+_SPECEX_SERIES = {
+    "GAUSS-HERMITE": (("GH", "GHSIGY", "GHDEGY"),),
+    "GAUSS-HERMITE2": (("GH", "GHSIGY", "GHDEGY"), ("GH2", "GHSIGY2", "GHDEGY2")),
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,12 @@ class GaussHermiteIP(IPModel):
     pixel_integrated : bool
         Whether to include the response of a pixel, as a profile measured on an arc does.
     meta : dict, optional
+        Provenance.
+
+    Raises
+    ------
+    ValueError
+        Arrays whose shapes do not fit, an empty range, or a window without offset 0.
 
     Examples
     --------
@@ -81,18 +94,27 @@ class GaussHermiteIP(IPModel):
         meta: dict[str, Any] | None = None,
     ) -> None:
         self._components = tuple(components)
+        if not self._components:
+            raise ValueError("a profile needs at least one component")
         self._position = np.atleast_2d(np.asarray(position, dtype=np.float64))
         self.n_fiber = self._position.shape[0]
         low, high = (float(w) for w in wavelength_range)
         if not 0 < low < high:
             raise ValueError(f"wavelength_range must be two increasing positive wavelengths, got {wavelength_range}")
         for c in self._components:
+            if c.sigma.ndim != 2 or c.coefficients.ndim != 3:
+                raise ValueError(
+                    "a component's sigma must have shape (n_fiber, n_legendre) and its coefficients "
+                    f"(n_order, n_fiber, n_legendre), got {c.sigma.shape} and {c.coefficients.shape}"
+                )
             if c.sigma.shape[0] != self.n_fiber or c.coefficients.shape[1] != self.n_fiber:
                 raise ValueError(f"every component must describe the {self.n_fiber} fibres of position")
         self.wavelength_range = (low, high)
         self.pixel_integrated = pixel_integrated
-        if not window[0] < 0 < window[1]:
+        if not -np.inf < window[0] < 0 < window[1] < np.inf:
             raise ValueError(f"window must enclose offset 0, got {window}")
+        if n_samples < 5:
+            raise ValueError(f"n_samples must be at least 5, got {n_samples}")
         self.offset = np.linspace(window[0], window[1], n_samples)
         self.meta = {"model": "GaussHermiteIP", **(meta or {})}
 
@@ -110,7 +132,10 @@ class GaussHermiteIP(IPModel):
         width = float(to_angstrom(sigma, "sigma"))
         if not (np.isfinite(width) and width > 0):
             raise ValueError(f"sigma must be positive, got {sigma}")
-        factors = np.asarray(coefficients, dtype=np.float64)[:, None, None]
+        factors = np.atleast_1d(np.asarray(coefficients, dtype=np.float64))
+        if factors.ndim != 1 or not np.all(np.isfinite(factors)):
+            raise ValueError(f"coefficients must be finite numbers, He_0 first, got {coefficients}")
+        factors = factors[:, None, None]
         half_range = 0.5 * (wavelength_range[1] - wavelength_range[0])
         # one pixel per Angstrom: pixels and Angstrom are then the same unit
         model = cls(
@@ -132,16 +157,16 @@ class GaussHermiteIP(IPModel):
         window: tuple[float, float] = (-12.0, 12.0),
         pixel_integrated: bool = True,
     ) -> GaussHermiteIP:
-        """Profile along the dispersion of a specex ``GAUSS-HERMITE2`` point-spread function.
+        """Profile along the dispersion of a specex ``GAUSS-HERMITE`` or ``GAUSS-HERMITE2`` point-spread function.
 
-        The two-dimensional core is integrated across the dispersion, where all Hermite terms but the zeroth vanish.
-        The file's power-law tail (0.7 % of the peak, meant for the sky between fibres) is left out. Fibres are counted
-        from 1 here and from FIBERMIN in the file.
+        The two-dimensional core is integrated across the dispersion, where all Hermite terms but the zeroth vanish. It is
+        taken without the cut at GHNSIG sigma, which would put a step into the profile, and without the file's power-law
+        tail, which scatters light over many pixels. Fibres are counted from 1 here and from FIBERMIN in the file.
 
         Parameters
         ----------
         path : path
-            FITS file written by specex.
+            FITS file written by specex, with one table row a parameter (BOSS and early DESI).
         window : tuple of float
             Offsets, Angstrom.
         pixel_integrated : bool
@@ -149,32 +174,46 @@ class GaussHermiteIP(IPModel):
 
         Raises
         ------
+        FileNotFoundError
         FormatError
-            Not a specex PSF of that type.
+            Not a specex PSF of those types, or a damaged one.
         """
-        with fits.open(path, memmap=False) as hdus:
-            kind = hdus[0].header.get("PSFTYPE")
-            if kind != "GAUSS-HERMITE2" or len(hdus) < 2:
-                raise FormatError(f"{path}: PSFTYPE must be 'GAUSS-HERMITE2', found {kind!r}")
-            table, header = hdus[1].data, hdus[1].header
-            n_fiber = header["FIBERMAX"] - header["FIBERMIN"] + 1
-            rows = {name.strip(): i for i, name in enumerate(table["PARAM"])}
-            low, high = float(table["WAVEMIN"][0]), float(table["WAVEMAX"][0])
-            coefficients = np.asarray(table["COEFF"], dtype=np.float64).reshape(len(table), n_fiber, -1)
+        try:
+            with fits.open(path, memmap=False) as hdus:
+                kind = hdus[0].header.get("PSFTYPE")
+                if kind not in _SPECEX_SERIES or len(hdus) < 2 or not isinstance(hdus[1], fits.BinTableHDU):
+                    raise FormatError(
+                        f"{path}: PSFTYPE must be {' or '.join(_SPECEX_SERIES)} with a table of parameters, "
+                        f"found {kind!r} and {len(hdus)} HDUs"
+                    )
+                table, header = hdus[1].data, hdus[1].header
+                n_fiber = header["FIBERMAX"] - header["FIBERMIN"] + 1
+                rows = {name.strip(): i for i, name in enumerate(table["PARAM"])}
+                ranges = np.stack([table["WAVEMIN"], table["WAVEMAX"]], axis=-1).astype(np.float64)
+                coefficients = np.asarray(table["COEFF"], dtype=np.float64).reshape(len(table), n_fiber, -1)
+                orders = [int(header[degree]) + 1 for _, _, degree in _SPECEX_SERIES[kind]]
+        except (FormatError, FileNotFoundError):
+            raise
+        except (KeyError, ValueError, TypeError, OSError) as error:
+            raise FormatError(f"{path}: not a readable specex PSF ({error})") from None
 
         def series(name: str) -> np.ndarray:
             if name not in rows:
                 raise FormatError(f"{path}: parameter {name} is missing")
+            if np.any(ranges[rows[name]] != ranges[rows["Y"]]):
+                raise FormatError(f"{path}: parameter {name} has another wavelength range than Y")
             return coefficients[rows[name]]
 
-        components = []
-        for prefix, width, degree in (("GH", "GHSIGY", "GHDEGY"), ("GH2", "GHSIGY2", "GHDEGY2")):
-            orders = [series(f"{prefix}-0-{j}") for j in range(int(header[degree]) + 1)]
-            components.append(HermiteComponent(series(width), np.stack(orders)))
+        position = series("Y")
+        components = [
+            HermiteComponent(series(width), np.stack([series(f"{prefix}-0-{j}") for j in range(n)]))
+            for (prefix, width, _), n in zip(_SPECEX_SERIES[kind], orders, strict=True)
+        ]
+        low, high = ranges[rows["Y"]]
         meta = {"source": str(header.get("CAMERA", "")).strip(), "mjd": header.get("MJD")}
         return cls(
             components,
-            series("Y"),
+            position,
             wavelength_range=(low, high),
             window=window,
             pixel_integrated=pixel_integrated,
@@ -183,20 +222,15 @@ class GaussHermiteIP(IPModel):
 
     def _check_labels(self, time: Time | None, fiber: np.ndarray | None, extrapolate: bool) -> None:
         super()._check_labels(time, fiber, extrapolate)
+        # no neighbour can stand in for a fibre that the file does not hold, extrapolate or not
         if self.needs_fiber and not np.all((fiber >= 1) & (fiber <= self.n_fiber)):
             raise OutOfRangeError(f"fiber must be 1-{self.n_fiber} in this model, got {fiber}")
 
     def _time_label(self, time: Time) -> np.ndarray:
         return np.zeros(time.shape)
 
-    def _evaluate(
-        self, time: np.ndarray | None, fiber: np.ndarray | None, wavelength: np.ndarray, extrapolate: bool
-    ) -> np.ndarray:
+    def _evaluate(self, time: np.ndarray | None, fiber: np.ndarray | None, wavelength: np.ndarray) -> np.ndarray:
         low, high = self.wavelength_range
-        if not extrapolate and wavelength.size and (wavelength.min() < low or wavelength.max() > high):
-            raise OutOfRangeError(
-                f"wavelength must be within {low:.1f}-{high:.1f} A (vacuum); pass extrapolate=True to go beyond"
-            )
         index = np.zeros(wavelength.size, dtype=int) if not self.needs_fiber else fiber.astype(int) - 1
         scaled = 2.0 * (wavelength - low) / (high - low) - 1.0
 
@@ -214,8 +248,6 @@ class GaussHermiteIP(IPModel):
 
     def _series(self, pixel: np.ndarray, sigma: np.ndarray, factors: np.ndarray) -> np.ndarray:
         """Gauss-Hermite series (m, n) of pixel offsets (m, n); ``factors`` (n_order, m)."""
-        from scipy.special import ndtr
-
         if not self.pixel_integrated:
             z = pixel / sigma
             return hermeval(z, factors[..., None], tensor=False) * np.exp(-0.5 * z * z) / (np.sqrt(2 * np.pi) * sigma)

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 from astropy.time import Time
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from lamost_lsf.errors import FormatError, OutOfRangeError
 from lamost_lsf.files import atomic_path
 from lamost_lsf.models.base import IPModel
+from lamost_lsf.time import lmjm_to_time
 from lamost_lsf.units import air_to_vacuum, check_medium, vacuum_to_air
 
 __all__ = ["ARM_BOUNDARY_AIR", "LAMOST_WINDOWS", "NeuralIP", "parse_model_name"]
@@ -27,6 +30,8 @@ LAMOST_WINDOWS = {"blue": (-8.335, 9.25), "red": (-9.163, 9.833)}
 #: Air wavelength (Angstrom) up to which a line belongs to the blue arm, as in the published reader.
 ARM_BOUNDARY_AIR = 5800.0
 N_SAMPLES = 600
+#: Relative rounding of a float32.
+_SINGLE = 2.0**-23
 
 _NAME = re.compile(r"(?:NN_normalized_spectra_)?(?P<spectrograph>\d{2})_(?P<arm>[br])_(?P<season>\d{4})$")
 
@@ -82,7 +87,9 @@ class NeuralIP(IPModel):
     Notes
     -----
     A label outside the trained range raises `OutOfRangeError` unless ``extrapolate=True`` is passed where the profile or
-    the LSF is asked for. Networks extrapolate poorly; the paper itself warns of wavelengths between its lines (section 4).
+    the LSF is asked for. Networks extrapolate poorly; the paper itself warns of wavelengths between its lines (section
+    4). Ranges are taken to the precision of single numbers, which a file may keep them in: a label that departs by
+    less than that (10 minutes, 5e-4 A) is inside.
     """
 
     needs_time = True
@@ -106,15 +113,19 @@ class NeuralIP(IPModel):
         self.offset = np.asarray(offset, dtype=np.float64)
         self.label_min = np.asarray(label_min, dtype=np.float64).reshape(-1)
         self.label_max = np.asarray(label_max, dtype=np.float64).reshape(-1)
-        self._check_layers()
         step = np.diff(self.offset)
-        if self.offset.ndim != 1 or np.any(step <= 0) or np.ptp(step) > 1e-6 * step.mean():
-            raise ValueError("offset must be one-dimensional, increasing and uniform")
+        if self.offset.ndim != 1 or self.offset.size < 5 or not np.all(step > 0) or np.ptp(step) > 1e-6 * step.mean():
+            raise ValueError("offset must be one-dimensional with 5 samples or more, increasing and uniform")
+        self._check_layers()
         self.label_medium = check_medium(label_medium)
         self.fiber_origin = int(fiber_origin)
         self.slope = float(slope)
+        if not 0.0 <= self.slope <= 1.0:
+            raise ValueError(f"slope must be between 0 and 1, got {slope}")
         self.meta = {"model": "NeuralIP", **(meta or {})}
-        low, high = self.label_min[2], self.label_max[2]
+        slack = _SINGLE * np.abs(np.stack([self.label_min, self.label_max]))
+        self._trained = np.stack([self.label_min, self.label_max]) + slack * np.array([[-1.0], [1.0]])
+        low, high = (float(w) for w in self._trained[:, 2])
         if self.label_medium == "air":
             low, high = (float(air_to_vacuum(w)) for w in (low, high))
         self.wavelength_range = (low, high)
@@ -156,36 +167,30 @@ class NeuralIP(IPModel):
 
     def _check_labels(self, time: Time | None, fiber: np.ndarray | None, extrapolate: bool) -> None:
         super()._check_labels(time, fiber, extrapolate)
-        if not np.all(np.equal(np.mod(fiber, 1), 0)) or np.any(fiber < 1):
-            raise ValueError(f"fiber must be a whole number from 1 on, got {fiber}")
+        if np.any(fiber < self.fiber_origin):
+            raise ValueError(f"fibres are counted from {self.fiber_origin}, got {fiber}")
+        lmjm = self._time_label(time)
+        if not np.all(np.isfinite(lmjm)):
+            raise ValueError("time must be finite (not masked)")
         if extrapolate:
             return
-        low, high = (self.label_min[1] + self.fiber_origin, self.label_max[1] + self.fiber_origin)
-        if np.any(fiber < low - 0.5) or np.any(fiber > high + 0.5):
+        (first, low, _), (last, high, _) = self._trained
+        label = fiber - self.fiber_origin
+        if np.any(label < low) or np.any(label > high):
+            low, high = (round(float(f)) + self.fiber_origin for f in (self.label_min[1], self.label_max[1]))
             raise OutOfRangeError(
-                f"fiber must be {low:.0f}-{high:.0f} in this model, got {fiber}; pass extrapolate=True to go beyond"
+                f"fiber must be {low}-{high} in this model, got {fiber}; pass extrapolate=True to go beyond"
             )
-        lmjm = self._time_label(time)
-        if np.any(lmjm < self.label_min[0]) or np.any(lmjm > self.label_max[0]):
-            from lamost_lsf.time import lmjm_to_time
-
+        outside = (lmjm < first) | (lmjm > last)
+        if np.any(outside):
             first, last = (lmjm_to_time(t).iso[:16] for t in (self.label_min[0], self.label_max[0]))
+            worst = time.utc.iso if time.isscalar else time[outside].utc.iso[0]
             raise OutOfRangeError(
-                f"time {time.utc.iso} lies outside the trained range {first} to {last} UTC; "
+                f"time {worst} lies outside the trained range {first} to {last} UTC; "
                 "choose the model of that season or pass extrapolate=True"
             )
 
-    def _evaluate(
-        self, time: np.ndarray | None, fiber: np.ndarray | None, wavelength: np.ndarray, extrapolate: bool
-    ) -> np.ndarray:
-        low, high = self.wavelength_range
-        slack = 1e-6  # rounding of the air-vacuum conversion
-        outside = (wavelength < low - slack) | (wavelength > high + slack)
-        if np.any(outside) and not extrapolate:
-            raise OutOfRangeError(
-                f"wavelength {wavelength[outside][0]:.2f} A (vacuum) lies outside the trained range "
-                f"{low:.2f}-{high:.2f} A; pass extrapolate=True to go beyond"
-            )
+    def _evaluate(self, time: np.ndarray | None, fiber: np.ndarray | None, wavelength: np.ndarray) -> np.ndarray:
         x = self.hidden(self.labels(time, fiber, wavelength))
         return x @ self.weights[-1].T + self.biases[-1]
 
@@ -196,23 +201,30 @@ class NeuralIP(IPModel):
 
         Raises
         ------
-        OSError
+        FileExistsError
             The file exists and ``overwrite`` is False.
+        TypeError
+            ``meta`` holds what JSON does not.
         """
-        from safetensors.numpy import save_file
-
         tensors = {f"w{i}": w for i, w in enumerate(self.weights)}
         tensors |= {f"b{i}": b for i, b in enumerate(self.biases)}
-        tensors |= {"label_min": self.label_min, "label_max": self.label_max, "offset": self.offset}
+        tensors["offset"] = self.offset
+        try:
+            meta = json.dumps(self.meta)
+        except TypeError as error:
+            raise TypeError(f"meta cannot be written: {error}") from None
         metadata = {
             "format": FORMAT,
             "format_version": str(FORMAT_VERSION),
             "n_layers": str(len(self.weights)),
             "labels": json.dumps(["time [LMJM min]", "fiber - fiber_origin", "wavelength [Angstrom]"]),
+            # JSON keeps every digit of a float64
+            "label_min": json.dumps(self.label_min.tolist()),
+            "label_max": json.dumps(self.label_max.tolist()),
             "label_medium": self.label_medium,
             "fiber_origin": str(self.fiber_origin),
             "slope": repr(self.slope),
-            "meta": json.dumps(self.meta),
+            "meta": meta,
         }
         with atomic_path(path, overwrite=overwrite) as temporary:
             save_file(tensors, temporary, metadata=metadata)
@@ -227,8 +239,6 @@ class NeuralIP(IPModel):
         FormatError
             Not such a file, another format version, or a damaged one.
         """
-        from safetensors import SafetensorError, safe_open
-
         if not Path(path).is_file():
             raise FileNotFoundError(f"no model file {path}")
         try:
@@ -249,20 +259,22 @@ class NeuralIP(IPModel):
             return cls(
                 [tensors[f"w{i}"] for i in range(n)],
                 [tensors[f"b{i}"] for i in range(n)],
-                label_min=tensors["label_min"],
-                label_max=tensors["label_max"],
+                label_min=json.loads(metadata["label_min"]),
+                label_max=json.loads(metadata["label_max"]),
                 offset=tensors["offset"],
                 label_medium=metadata["label_medium"],
                 fiber_origin=int(metadata["fiber_origin"]),
                 slope=float(metadata["slope"]),
                 meta=json.loads(metadata["meta"]),
             )
-        except (KeyError, ValueError) as error:
+        except KeyError as error:
+            raise FormatError(f"{path}: damaged model file ({error} is missing)") from None
+        except (ValueError, TypeError) as error:
             raise FormatError(f"{path}: damaged model file ({error})") from None
 
     @classmethod
     def from_pylamostip(cls, path: str | PathLike, *, arm: str | None = None) -> NeuralIP:
-        """Published weights of Liu et al. 2026 (Zenodo 10.5281/zenodo.18667269), one npz for a season, spectrograph and arm.
+        """Published weights of Liu et al. 2026 (Zenodo 10.5281/zenodo.18667269), one npz a season, spectrograph and arm.
 
         Parameters
         ----------
@@ -279,8 +291,11 @@ class NeuralIP(IPModel):
 
         Raises
         ------
+        FileNotFoundError
         FormatError
             Missing arrays, shapes that do not chain, or a damaged file.
+        ValueError
+            An arm other than "blue" and "red".
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no weights file {path}")
@@ -296,12 +311,17 @@ class NeuralIP(IPModel):
         except Exception as error:  # a damaged zip raises many types
             raise FormatError(f"{path}: not a readable npz file ({error})") from None
         meta = parse_model_name(path) or {}
-        if arm is None:
-            arm = meta.get("arm") or ("blue" if float(arrays["x_max"].ravel()[2]) <= ARM_BOUNDARY_AIR else "red")
-        if arm not in LAMOST_WINDOWS:
+        if arm is not None and arm not in LAMOST_WINDOWS:
             raise ValueError(f"arm must be 'blue' or 'red', got {arm!r}")
-        meta |= {"arm": arm, "instrument": f"lamost-lrs-{arm}", "source": Path(path).name}
+        if arrays["x_min"].size != 3 or arrays["x_max"].size != 3:
+            raise FormatError(
+                f"{path}: x_min and x_max must hold time, fibre and wavelength, got shapes "
+                f"{arrays['x_min'].shape} and {arrays['x_max'].shape}"
+            )
         try:
+            if arm is None:
+                arm = meta.get("arm") or ("blue" if float(arrays["x_max"].flat[2]) <= ARM_BOUNDARY_AIR else "red")
+            meta |= {"arm": arm, "instrument": f"lamost-lrs-{arm}", "source": Path(path).name}
             return cls(
                 [arrays[f"w_array_{i}"] for i in range(3)],
                 [arrays[f"b_array_{i}"] for i in range(3)],

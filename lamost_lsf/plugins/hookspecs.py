@@ -21,7 +21,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def lamost_lsf_centers() -> Mapping[str, CenterEstimator]:
+def lamost_lsf_centers() -> Mapping[str, CenterEstimator]:  # type: ignore[empty-body]
     """Centre estimators: definitions of where the centre of a (perhaps asymmetric) line is.
 
     Returns
@@ -32,7 +32,7 @@ def lamost_lsf_centers() -> Mapping[str, CenterEstimator]:
 
 
 @hookspec
-def lamost_lsf_wavelength_fitters() -> Mapping[str, WavelengthFitter]:
+def lamost_lsf_wavelength_fitters() -> Mapping[str, WavelengthFitter]:  # type: ignore[empty-body]
     """Wavelength fitters: the family of curves from pixel to wavelength, and how it is fitted to lines.
 
     Returns

@@ -10,9 +10,13 @@ from astropy.modeling import Model
 from scipy import stats
 
 from lamost_lsf.wavelength.covariance import parameter_jacobian, weighted_covariance
+from lamost_lsf.wavelength.fitters import fit_legendre
 
 __all__ = ["ClippedFit", "fit_and_clip"]
 
+#: No line's centre is known better than this, in pixels. Lines that fit better (simulated ones) are not told apart
+#: by what rounding, or a curve that is 1e-4 pixel off, does to them.
+SMALLEST_SCALE = 1e-3
 # Random curves from which the search for the majority starts. With 40 % of wrong lines and degree 5, one in 21 of
 # them avoids all wrong lines.
 _TRIALS = 300
@@ -55,6 +59,7 @@ def _deviation(
     *,
     absolute: bool = False,
     spread: float = 1.0,
+    floor: np.ndarray | float = 0.0,
 ) -> np.ndarray:
     """How far each line is from what the *other* used lines say, as a normal deviate (n,).
 
@@ -64,7 +69,8 @@ def _deviation(
     Student's t with the degrees of freedom that are left; it is turned into the normal deviate of the same
     probability, so that "4 sigma" rejects equally rarely with 10 lines and with 100.
 
-    With ``absolute`` the errors are taken at face value instead; ``spread`` multiplies an estimated scale.
+    With ``absolute`` the errors are taken at face value instead; ``spread`` multiplies an estimated scale,
+    which is never taken to be smaller than ``floor``.
     """
     residual = (wavelength - model(pixel)) / error
     jacobian = parameter_jacobian(model, pixel) / error[:, None]
@@ -81,9 +87,7 @@ def _deviation(
         return np.zeros_like(residual)
     total = np.sum(residual[used] ** 2)
     scale2 = (total - np.where(used, residual**2 / expected, 0.0)) / freedom
-    # lines that fit to the last digit (simulated ones) must not be rejected for rounding errors
-    rounding = 64 * np.finfo(np.float64).eps * np.max(np.abs(wavelength / error))
-    scale2 = np.maximum(scale2, max(rounding**2, 1e-24 * total)) * spread**2
+    scale2 = np.maximum(np.maximum(scale2, 0.0) * spread**2, np.maximum(floor, 1e-300) ** 2)
     ratio = np.where(expected > 1e-9, np.abs(residual) / np.sqrt(expected * scale2), 0.0)
     # beyond 37 sigma the probability of the tail has no float64
     log_tail = np.maximum(stats.t.logsf(ratio, freedom), -700.0)
@@ -153,7 +157,7 @@ def fit_and_clip(
     fit : callable
         ``fit(use, error)`` -> model of the lines of the boolean array ``use``.
     pixel, wavelength : ndarray (n,)
-        Lines; wavelengths in Angstrom.
+        Lines; wavelengths in Angstrom. No pixel twice.
     errors : callable
         ``errors(model)`` -> standard deviations (n,) in Angstrom, or None for equal weights. The model so far
         is handed in because errors in pixels become Angstrom by its dispersion.
@@ -164,7 +168,7 @@ def fit_and_clip(
     min_lines : int
         Lines that are always kept, the best ones.
     degree : int
-        Degree of the series among whose curves the majority of the lines is looked for.
+        Degree of the fitter's curve.
     absolute : bool
         Whether deviations are measured in the errors given, not in a scale estimated from the lines.
     """
@@ -172,44 +176,72 @@ def fit_and_clip(
     everything = np.ones(n, dtype=bool)
     model = fit(everything, errors(None))
     error = errors(model)
+    absolute = absolute and error is not None
+    order = np.argsort(pixel)
+    dispersion = np.median(np.abs(np.diff(wavelength[order])) / np.diff(pixel[order]))
 
-    def deviations(spread: float = 1.0) -> np.ndarray:
-        sigma = np.ones(n) if error is None else error
-        known = absolute and error is not None
-        return _deviation(model, pixel, wavelength, sigma, used, absolute=known, spread=spread)
+    def settle(
+        fit: Callable[[np.ndarray, np.ndarray | None], Model],
+        errors: Callable[[Model | None], np.ndarray | None],
+        used: np.ndarray,
+        error: np.ndarray | None,
+        spread: float,
+        rounds: int,
+    ) -> ClippedFit:
+        """Take lines in and out, starting with those of ``used``, until nothing changes."""
+
+        def deviations(spread: float = 1.0) -> np.ndarray:
+            sigma = np.ones(n) if error is None else error
+            floor = SMALLEST_SCALE * dispersion / sigma
+            return _deviation(model, pixel, wavelength, sigma, used, absolute=absolute, spread=spread, floor=floor)
+
+        model = fit(used, error)
+        deviation = deviations(spread)
+        spared, converged, seen = 0, False, [used]
+        for _ in range(rounds):
+            good = np.abs(deviation) <= sigma_clip
+            spared = max(0, min_lines - int(np.sum(good)))
+            if spared:
+                good = np.zeros(n, dtype=bool)
+                good[np.argsort(np.abs(deviation), kind="stable")[:min_lines]] = True
+            if np.array_equal(good, used):
+                converged = True
+                break
+            if any(np.array_equal(good, earlier) for earlier in seen):
+                # two sets take turns: settle on the lines that both contain, if they suffice
+                both = good & used
+                good = both if np.sum(both) >= min_lines else good
+                converged = True
+            used = good
+            seen.append(used)
+            error = errors(model)
+            model = fit(used, error)
+            deviation = deviations()
+            if converged:
+                break
+        return ClippedFit(model, used, deviation, error, converged, spared)
 
     if sigma_clip is None or n <= min_lines:
-        used = everything
-        model = fit(used, error)
-        return ClippedFit(model, used, deviations(), error)
+        model = fit(everything, error)
+        sigma = np.ones(n) if error is None else error
+        deviation = _deviation(model, pixel, wavelength, sigma, everything, absolute=absolute)
+        return ClippedFit(model, everything, deviation, error)
 
-    used = _majority(pixel, wavelength, np.ones(n) if error is None else error, degree)
-    model = fit(used, error)
+    # First with a series of higher degree, where there are lines enough to fix it. A spectrograph that the
+    # fitter's own curve cannot quite follow leaves residuals that swing slowly along the detector; around a stiff
+    # curve the lines where they are largest would look like outliers and be thrown out one after the other.
+    flexible = degree + int(np.clip(n // 3 - (degree + 1), 0, 3))
+    domain = (float(pixel.min()), float(pixel.max()))
+
+    def fit_series(use: np.ndarray, sigma: np.ndarray | None) -> Model:
+        sigma = None if sigma is None else sigma[use]
+        return fit_legendre(pixel[use], wavelength[use], error=sigma, degree=flexible, domain=domain)
+
+    majority = _majority(pixel, wavelength, np.ones(n) if error is None else error, flexible)
     # The lines that agree best underestimate the scale; correct for a normal distribution cut at their share, or
     # good lines would be slow to come back.
-    share = np.mean(used)
+    share = np.mean(majority)
     cut = stats.norm.ppf(0.5 + share / 2)
-    deviation = deviations(1.0 / np.sqrt(1.0 - 2.0 * cut * stats.norm.pdf(cut) / share) if share < 1 else 1.0)
-    spared, converged, seen = 0, False, [used]
-    for _ in range(max_iterations):
-        good = np.abs(deviation) <= sigma_clip
-        spared = max(0, min_lines - int(np.sum(good)))
-        if spared:
-            good = np.zeros(n, dtype=bool)
-            good[np.argsort(np.abs(deviation), kind="stable")[:min_lines]] = True
-        if np.array_equal(good, used):
-            converged = True
-            break
-        if any(np.array_equal(good, earlier) for earlier in seen):
-            # two sets take turns: settle on the lines that both contain, if they suffice
-            both = good & used
-            good = both if np.sum(both) >= min_lines else good
-            converged = True
-        used = good
-        seen.append(used)
-        error = errors(model)
-        model = fit(used, error)
-        deviation = deviations()
-        if converged:
-            break
-    return ClippedFit(model, used, deviation, error, converged, spared)
+    spread = 1.0 / np.sqrt(1.0 - 2.0 * cut * stats.norm.pdf(cut) / share) if share < 1 else 1.0
+    start = settle(fit_series, lambda model: error, majority, error, spread, 20).used
+    return settle(fit, errors, start, error, 1.0, max_iterations)
