@@ -125,8 +125,8 @@ def kernel_from_samples(
     Raises
     ------
     ValueError
-        Not exactly one of ``dispersion`` and ``spectral_axis``, an axis that is not uniform, a logarithmic one without a
-        wavelength, or a profile without area around ``zero``.
+        Not exactly one of ``dispersion`` and ``spectral_axis``, an axis that is not uniform, a logarithmic one without
+        a wavelength, or a profile without area around ``zero``.
 
     Warns
     -----

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import astropy.units as u
@@ -14,7 +15,7 @@ from scipy.interpolate import make_interp_spline
 from lamost_lsf.errors import OutOfRangeError
 from lamost_lsf.profile import InstrumentalProfile
 from lamost_lsf.spline import SplineFamily, quadrature_weights
-from lamost_lsf.units import to_angstrom, to_vacuum_angstrom
+from lamost_lsf.units import to_vacuum_angstrom
 
 __all__ = ["LSF", "JoinedLSF", "MeanLSF", "Segment", "ShiftedLSF", "TabulatedLSF", "as_lsf"]
 
@@ -254,13 +255,14 @@ class MeanLSF(LSF):
         return sum(w * lsf.sample(wavelength) for w, lsf in zip(self._weights, self._lsfs, strict=True))
 
     def segments(self) -> tuple[Segment, ...]:
+        """Smooth parts: means of the exposures' own parts."""
         pieces = [lsf.segments() for lsf in self._lsfs]
         if all(len(piece) == 1 for piece in pieces):
             return super().segments()
         # joined arms: a mean of each part, in which every exposure is smooth
         edges = sorted({edge for piece in pieces for s in piece for edge in (s.low, s.high)})
         out = []
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in pairwise(edges):
             parts = [s.lsf for piece in pieces for s in piece if s.low <= low and high <= s.high]
             if len(parts) == len(pieces):
                 out.append(Segment(low, high, MeanLSF(parts, self._weights).centered(self.center)))
@@ -285,6 +287,7 @@ class ShiftedLSF(LSF):
         return self._inner.sample(np.clip(wavelength * self._factor, *self._inner.wavelength_range))
 
     def segments(self) -> tuple[Segment, ...]:
+        """Smooth parts: those of the inner LSF, in this frame."""
         inner = self._inner.segments()
         if len(inner) == 1:
             return super().segments()
@@ -312,7 +315,7 @@ class JoinedLSF(LSF):
         super().__init__(_common_meta([p.lsf for p in parts]))
         if any(not p.low < p.high for p in parts):
             raise ValueError("every part must end at a longer wavelength than it begins")
-        if any(a.high != b.low for a, b in zip(parts[:-1], parts[1:], strict=True)):
+        if any(a.high != b.low for a, b in pairwise(parts)):
             raise ValueError("the parts must adjoin: each must begin where the one before ends")
         self._parts = tuple(parts)
         self.center = _common_center([p.lsf for p in parts])
@@ -344,9 +347,11 @@ class JoinedLSF(LSF):
         return out
 
     def segments(self) -> tuple[Segment, ...]:
+        """Return the joined parts."""
         return tuple(Segment(p.low, p.high, p.lsf.centered(self.center)) for p in self._parts)
 
     def shifted(self, factor: float) -> LSF:
+        """The LSF of a spectrum whose wavelengths were divided by ``factor``: every part and its limits shifted."""
         if factor == 1.0:
             return self
         joined = JoinedLSF([Segment(p.low / factor, p.high / factor, p.lsf.shifted(factor)) for p in self._parts])

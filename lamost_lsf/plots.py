@@ -35,7 +35,7 @@ def plot_profile(
     legend: bool = True,
     **kwargs: Any,
 ) -> Axes:
-    """Instrumental profiles against the offset from the true wavelength.
+    r"""Instrumental profiles against the offset from the true wavelength.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def plot_profile(
     >>> from lamost_lsf.plots import plot_profile
     >>> ax = plot_profile(GaussianIP(1800).profile(wavelength=5400 * u.AA), centers=["half"])
     >>> ax.get_xlabel()
-    'observed - true wavelength [$\\\\mathrm{\\\\mathring{A}}$]'
+    'observed - true wavelength [$\\mathrm{\\mathring{A}}$]'
     """
     if normalization not in ("peak", "area", "none"):
         raise ValueError(f"normalization must be 'peak', 'area' or 'none', got {normalization!r}")

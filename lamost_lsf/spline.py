@@ -202,7 +202,7 @@ def _falls_to(level, a, b, c, d, start, stop, first, second):
         if _cubic(a, b, c, d, far) <= level:
             for _ in range(80):
                 middle = 0.5 * (near + far)
-                if middle == near or middle == far:
+                if middle in (near, far):
                     break
                 if _cubic(a, b, c, d, middle) > level:
                     near = middle

@@ -10,7 +10,7 @@ from specutils import Spectrum
 
 from lamost_lsf.convolution.axes import axis_angstrom, build_spectrum, flux_and_mask, variance_of
 from lamost_lsf.convolution.fast import convolve_flux
-from lamost_lsf.convolution.matrix import ResolutionMatrix
+from lamost_lsf.convolution.matrix import ResolutionMatrix, build_matrix, check_options
 from lamost_lsf.lsf import LSF, as_lsf
 from lamost_lsf.profile import resolve_center
 from lamost_lsf.units import check_medium
@@ -86,10 +86,7 @@ def convolve(
     """
     if not isinstance(template, Spectrum):
         raise TypeError(f"template must be a specutils Spectrum, got {type(template).__name__}")
-    if preserve not in ("flux", "continuum"):
-        raise ValueError(f"preserve must be 'flux' or 'continuum', got {preserve!r}")
-    if not 0 <= max_masked <= 1:
-        raise ValueError(f"max_masked must be between 0 and 1, got {max_masked}")
+    check_options(max_masked, preserve)
     lsf = as_lsf(lsf)
     observed_meta = spectral_axis.meta if isinstance(spectral_axis, Spectrum) else None
     if isinstance(spectral_axis, Spectrum):
@@ -109,9 +106,10 @@ def convolve(
         rows = flux.reshape(-1, w_in.size)
         value, mask = convolve_flux(rows, w_in, w_out, lsf, definition, max_masked=max_masked, preserve=preserve)
         value = value.reshape((*flux.shape[:-1], w_out.size))
-        mask = np.broadcast_to(mask, value.shape)
-        return build_spectrum(template, value * unit, mask, None, kind, u.Quantity(axis_out), definition)
-    matrix = ResolutionMatrix.from_lsf(lsf, w_in * u.AA, w_out * u.AA, definition)
-    result = matrix.apply(template, max_masked=max_masked, preserve=preserve)
-    result_variance, _ = variance_of(result)
-    return build_spectrum(template, result.flux, result.mask, result_variance, kind, u.Quantity(axis_out), definition)
+        mask, new_variance = np.broadcast_to(mask, value.shape).copy(), None
+    else:
+        matrix, response = build_matrix(lsf, w_in, w_out, definition)
+        operator = ResolutionMatrix(matrix, response, w_in * u.AA, w_out * u.AA, definition)
+        value, mask, new_variance = operator._apply(flux, bad, variance, max_masked, preserve)
+    axis_out = u.Quantity(axis_out)
+    return build_spectrum(template, value * unit, mask, new_variance, kind, axis_out, definition, output_medium)

@@ -26,8 +26,10 @@ __all__ = [
     "gather",
     "kernel_table",
     "lagrange8",
+    "read_out",
     "scatter",
     "spread",
+    "spread_with_measure",
 ]
 
 #: LAMOST's step, 1e-4 in log10(wavelength), in natural logarithms. Grids are integer fractions of it with nodes at
@@ -106,6 +108,34 @@ def spread(position, value, out):
         out[i + 5] += w[5] * v
         out[i + 6] += w[6] * v
         out[i + 7] += w[7] * v
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def spread_with_measure(position, measure, values, out):
+    """Spread spectra times their pixel widths, and in the last row of ``out`` (m + 1, n) the widths alone.
+
+    Parameters
+    ----------
+    position, measure : ndarray (k,)
+        Of every sample, in nodes; its width in ln(wavelength).
+    values : ndarray (m, k)
+    out : ndarray (m + 1, n)
+        Added to.
+    """
+    n_row, n = values.shape[0], out.shape[1]
+    for j in range(position.size):
+        i = int(np.floor(position[j]))
+        w = lagrange8(position[j] - i)
+        i -= 3
+        if i < 0 or i + 8 > n:
+            continue
+        v = measure[j]
+        for k in range(8):
+            out[n_row, i + k] += w[k] * v
+        for r in range(n_row):
+            u = v * values[r, j]
+            for k in range(8):
+                out[r, i + k] += w[k] * u
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
@@ -253,45 +283,107 @@ def _half_cell_error(cells, x0, dx, coefficients):
     return worst
 
 
+@njit(cache=True, error_model="numpy")
+def _node_weights(start, step, size, s0, inverse_ds, n_nodes):
+    """For every grid node: its first table node, where the run of grid nodes with the same one ends, four weights."""
+    first = np.empty(size, dtype=np.int64)
+    weight = np.empty((size, 4))
+    for m in range(size):
+        i, t = node_position((start + m) * step, s0, inverse_ds, n_nodes)
+        first[m] = i
+        weight[m, 0], weight[m, 1], weight[m, 2], weight[m, 3] = lagrange4(t)
+    stop = np.empty(size, dtype=np.int64)
+    run = size
+    for m in range(size - 1, -1, -1):
+        if m < size - 1 and first[m] != first[m + 1]:
+            run = m + 1
+        stop[m] = run
+    return first, stop, weight
+
+
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _scatter_segment(template, start, step, kernels, first_lag, log_start, inverse_log_step, begin, end, out):
-    n_lag = kernels.shape[1]
-    for m in range(begin, end):
-        value = template[m]
-        if value == 0.0:
-            continue
-        i, t = node_position((start + m) * step, log_start, inverse_log_step, kernels.shape[0])
-        a, b, c, d = lagrange4(t)
-        a, b, c, d = a * value, b * value, c * value, d * value
-        base = m + first_lag
-        lo, hi = max(0, -base), min(n_lag, out.size - base)
-        k0, k1, k2, k3 = kernels[i], kernels[i + 1], kernels[i + 2], kernels[i + 3]
-        for k in range(lo, hi):
-            out[base + k] += a * k0[k] + b * k1[k] + c * k2[k] + d * k3[k]
+def _dot(a, i, b, j, n):
+    total = 0.0
+    for k in range(n):
+        total += a[i + k] * b[j + k]
+    return total
 
 
-def scatter(template: np.ndarray, grid: LogGrid, tables: list[KernelTable]) -> np.ndarray:
-    """Scatter integral on the grid: every node of the template spreads by the kernel of its own wavelength.
+@njit(cache=True, error_model="numpy")
+def _receive(weighted, first, stop, kernels, n_lag, last_lag, begin, end, nodes, out):
+    n_source = first.size
+    for j in range(nodes.size):
+        # sources of this node, from the one at the largest lag on
+        lowest = nodes[j] - last_lag
+        m = max(lowest, begin)
+        upto = min(lowest + n_lag, end)
+        while m < upto:
+            run = min(stop[m], upto)
+            for r in range(weighted.shape[0]):
+                out[r, j] += _dot(weighted[r], 4 * m, kernels[first[m]], 4 * (m - lowest), 4 * (run - m))
+            m = run
+
+
+def scatter(templates: np.ndarray, grid: LogGrid, tables: list[KernelTable], nodes: np.ndarray) -> np.ndarray:
+    """Scatter integral at some nodes: every source node spreads by the kernel of its own wavelength.
 
     Parameters
     ----------
-    template : ndarray (n_segment, n) or (n,)
-        Template spread onto the grid; one row a segment where there are several, for a sample near a join must spread by its
-        own segment's kernel even where its eight nodes reach across.
+    templates : ndarray (n_segment, n_row, n)
+        Spectra spread onto the grid, the samples of every segment of the LSF apart: a sample near a join must spread by
+        its own segment's kernel even where its eight nodes reach across.
     grid : LogGrid
+        Of the templates.
     tables : list of KernelTable
+        One a segment.
+    nodes : ndarray of int (k,)
+        Where the result is wanted, counted from the grid's first node; may lie outside the grid.
 
     Returns
     -------
-    ndarray (n,)
+    ndarray (n_row, k)
     """
-    rows = np.atleast_2d(template)
-    out = np.zeros(rows.shape[1])
-    for row, table in zip(rows, tables, strict=True):
-        used = np.flatnonzero(row)
-        if used.size:
-            _scatter_segment(
-                row, grid.start, grid.step, table.kernels, table.first_lag, table.log_start, 1.0 / table.log_step,
-                used[0], used[-1] + 1, out,
-            )  # fmt: skip
+    out = np.zeros((templates.shape[1], nodes.size))
+    for rows, table in zip(templates, tables, strict=True):
+        used = np.flatnonzero(np.any(rows != 0.0, axis=0))
+        if not used.size:
+            continue
+        n_nodes, n_lag = table.kernels.shape
+        first, stop, weight = _node_weights(
+            grid.start, grid.step, grid.size, table.log_start, 1.0 / table.log_step, n_nodes
+        )
+        # The four kernels that a source interpolates between, lag by lag beside one another and in order of the source,
+        # turn the sum over sources and kernels into one product of contiguous numbers.
+        backward = table.kernels[:, ::-1]
+        quads = np.stack([backward[k : n_nodes - 3 + k] for k in range(4)], axis=-1).reshape(n_nodes - 3, -1)
+        weighted = (rows[..., None] * weight).reshape(rows.shape[0], -1)
+        last_lag = table.first_lag + n_lag - 1
+        _receive(weighted, first, stop, quads, n_lag, last_lag, used[0], used[-1] + 1, nodes, out)
+    return out
+
+
+def read_out(
+    templates: np.ndarray, grid: LogGrid, tables: list[KernelTable], log_wavelength: np.ndarray
+) -> np.ndarray:
+    """Scatter integral at any ln(wavelength) (k,): shape (n_row, k).
+
+    Only the nodes that are needed are worked out: all between the first and the last, or, where every wavelength is a node
+    (LAMOST's own pixels), those alone.
+    """
+    position = grid.position(log_wavelength)
+    nearest = np.rint(position)
+    # 1e-7 of a node, some 2e-8 A, changes nothing that float64 input could know
+    if np.all(np.abs(position - nearest) < 1e-7):
+        return scatter(templates, grid, tables, nearest.astype(np.int64))
+    begin, end = int(np.floor(position[0])) - 3, int(np.floor(position[-1])) + 5
+    if end - begin <= 8 * position.size:
+        nodes, local = np.arange(begin, end), position - begin
+    else:
+        # sparse pixels: eight nodes each
+        nodes = (np.floor(position).astype(np.int64)[:, None] + np.arange(-3, 5)).ravel()
+        local = 8.0 * np.arange(position.size) + 3.0 + (position - np.floor(position))
+    values = scatter(templates, grid, tables, nodes)
+    out = np.empty((values.shape[0], position.size))
+    for row, result in zip(values, out, strict=True):
+        gather(row, local, result)
     return out

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
 
+from lamost_lsf.errors import SamplingWarning
 from lamost_lsf.lsf import LSF
 
 __all__ = ["LSFTable", "lagrange4", "lagrange4_derivative", "node_position", "tabulate"]
@@ -128,7 +130,7 @@ def tabulate(
     ----------
     lsf : LSF
     low, high : float
-        Vacuum Angstrom; clipped to the LSF's range segment by segment.
+        Vacuum Angstrom.
     center : str or callable, optional
         Centre at lag 0; the LSF's own, else "zero", by default.
     tolerance : float
@@ -137,15 +139,16 @@ def tabulate(
     -------
     list of LSFTable
         In order of wavelength.
+
+    Raises
+    ------
+    OutOfRangeError
+        The LSF is not defined there.
     """
-    tables = []
-    for segment in lsf.segments():
-        a, b = max(low, segment.low), min(high, segment.high)
-        if a < b:
-            tables.append(_tabulate_segment(segment.lsf, a, b, center, tolerance))
-    if not tables:
-        raise ValueError(f"no wavelengths between {low:.2f} and {high:.2f} A belong to this LSF")
-    return tables
+    # segment by segment a wavelength beyond the outermost segments would not be missed
+    lsf._check_range(np.array([low, high]))
+    spans = [(s.lsf, max(low, s.low), min(high, s.high)) for s in lsf.segments()]
+    return [_tabulate_segment(part, a, b, center, tolerance) for part, a, b in spans if a < b]
 
 
 def _tabulate_segment(lsf: LSF, low: float, high: float, center: str | Callable | None, tolerance: float) -> LSFTable:
@@ -160,7 +163,7 @@ def _tabulate_segment(lsf: LSF, low: float, high: float, center: str | Callable 
     step = lsf.offset[1] - lsf.offset[0]
     while True:
         table = LSFTable(low, high, nodes, lsf.offset, profiles, zero)
-        if top <= low * (1.0 + 1e-8) or nodes.size >= _MAX_NODES:
+        if top <= low * (1.0 + 1e-8):
             return table
         middle = np.sqrt(nodes[:-1] * nodes[1:])
         new_profiles, new_zero = lsf.sample(middle), lsf.zero_point(middle, definition)
@@ -173,6 +176,14 @@ def _tabulate_segment(lsf: LSF, low: float, high: float, center: str | Callable 
         zero = _interleave(zero, new_zero)
         # the new table's own error is 16 times less where the LSF is smooth, 4 times less where it has kinks
         if max(error, error_zero) <= 4.0 * tolerance:
+            return LSFTable(low, high, nodes, lsf.offset, profiles, zero)
+        if nodes.size >= _MAX_NODES:
+            warnings.warn(
+                f"the LSF between {low:.1f} and {high:.1f} A changes too fast with wavelength to be tabulated: "
+                f"{nodes.size} nodes leave an L1 error of about {max(error, error_zero):.1e}",
+                SamplingWarning,
+                stacklevel=4,
+            )
             return LSFTable(low, high, nodes, lsf.offset, profiles, zero)
 
 

@@ -33,8 +33,8 @@ class IPArchive:
     ----------
     path : path
         Folder with ``{spectrograph:02d}_{b|r}_{season}.safetensors`` (this package's) or
-        ``NN_normalized_spectra_{spectrograph:02d}_{b|r}_{season}.npz`` (published) files, at any depth. Where both exist
-        for one set, the safetensors file is used.
+        ``NN_normalized_spectra_{spectrograph:02d}_{b|r}_{season}.npz`` (published) files, at any depth. Where both
+        exist for one set, the safetensors file is used.
 
     Raises
     ------

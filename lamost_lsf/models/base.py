@@ -65,8 +65,8 @@ class IPModel(ABC):
         outside = ~((wavelength >= low) & (wavelength <= high))
         if np.any(outside):
             raise OutOfRangeError(
-                f"wavelength {wavelength[outside].flat[0]:.2f} A (vacuum) lies outside {low:.2f}-{high:.2f} A, the range "
-                f"of this {type(self).__name__}; pass extrapolate=True to go beyond"
+                f"wavelength {wavelength[outside].flat[0]:.2f} A (vacuum) lies outside {low:.2f}-{high:.2f} A, the "
+                f"range of this {type(self).__name__}; pass extrapolate=True to go beyond"
             )
 
     def profile(

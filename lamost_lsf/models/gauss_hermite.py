@@ -159,9 +159,10 @@ class GaussHermiteIP(IPModel):
     ) -> GaussHermiteIP:
         """Profile along the dispersion of a specex ``GAUSS-HERMITE`` or ``GAUSS-HERMITE2`` point-spread function.
 
-        The two-dimensional core is integrated across the dispersion, where all Hermite terms but the zeroth vanish. It is
-        taken without the cut at GHNSIG sigma, which would put a step into the profile, and without the file's power-law
-        tail, which scatters light over many pixels. Fibres are counted from 1 here and from FIBERMIN in the file.
+        The two-dimensional core is integrated across the dispersion, where all Hermite terms but the zeroth vanish. It
+        is taken without the cut at GHNSIG sigma, which would put a step into the profile, and without the file's
+        power-law tail, which scatters light over many pixels. Fibres are counted from 1 here and from FIBERMIN in the
+        file.
 
         Parameters
         ----------

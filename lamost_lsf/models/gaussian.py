@@ -15,8 +15,8 @@ __all__ = ["GaussianIP"]
 class GaussianIP(IPModel):
     """Gaussian profile of standard deviation lambda / (2.355 R), cut at 5 sigma (Liu et al. 2026, section 5.1).
 
-    This is what LAMOST's standard pipeline assumes. It depends on neither time nor fibre; both are accepted and ignored,
-    so that it can stand wherever another model does.
+    This is what LAMOST's standard pipeline assumes. It depends on neither time nor fibre; both are accepted and
+    ignored, so that it can stand wherever another model does.
 
     Parameters
     ----------

@@ -86,9 +86,9 @@ class NeuralIP(IPModel):
 
     Notes
     -----
-    A label outside the trained range raises `OutOfRangeError` unless ``extrapolate=True`` is passed where the profile or
-    the LSF is asked for. Networks extrapolate poorly; the paper itself warns of wavelengths between its lines (section
-    4). Ranges are taken to the precision of single numbers, which a file may keep them in: a label that departs by
+    A label outside the trained range raises `OutOfRangeError` unless ``extrapolate=True`` is passed where the profile
+    or the LSF is asked for. Networks extrapolate poorly; the paper itself warns of wavelengths between its lines
+    (section 4). Ranges are taken to the precision of single numbers, which a file may keep them in: a label that departs by
     less than that (10 minutes, 5e-4 A) is inside.
     """
 
@@ -274,7 +274,7 @@ class NeuralIP(IPModel):
 
     @classmethod
     def from_pylamostip(cls, path: str | PathLike, *, arm: str | None = None) -> NeuralIP:
-        """Published weights of Liu et al. 2026 (Zenodo 10.5281/zenodo.18667269), one npz a season, spectrograph and arm.
+        """Weights published with Liu et al. 2026 (Zenodo 10.5281/zenodo.18667269): one season, spectrograph and arm.
 
         Parameters
         ----------
