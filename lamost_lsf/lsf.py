@@ -45,7 +45,7 @@ class LSF(ABC):
     center: str | Callable | None = None
 
     #: What to do about a wavelength outside of it, for the message.
-    _range_hint = "pass extrapolate=True where the LSF is made (model.at, archive.lsf, archive.lsf_for, TabulatedLSF) to go beyond"
+    _range_hint = "pass extrapolate=True where the LSF is made (model.at, archive.lsf_for, TabulatedLSF) to go beyond"
 
     def __init__(self, meta: Mapping[str, Any] | None = None) -> None:
         self.meta: dict[str, Any] = dict(meta or {})

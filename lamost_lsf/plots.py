@@ -10,10 +10,13 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+    from lamost_lsf.lsf import LSF
     from lamost_lsf.profile import InstrumentalProfile
+    from lamost_lsf.rv import RVResult
 
-__all__ = ["plot_profile"]
+__all__ = ["plot_profile", "plot_rv", "plot_rv_chi2", "plot_rv_residuals", "plot_rv_summary"]
 
 #: More profiles than this are coloured by a colour map and have no legend entries.
 _MAX_LABELS = 8
@@ -109,3 +112,160 @@ def plot_profile(
     if legend and (few or len(centers)):
         ax.legend(fontsize="small", frameon=False)
     return ax
+
+
+# -- radial velocities ------------------------------------------------------------------------------------
+
+_ANGSTROM = r"$\mathrm{\AA}$"
+_OBSERVED, _MODEL, _ACCENT = "0.25", "#c1272d", "#0072b2"
+
+
+def _velocity(result: RVResult) -> str:
+    if not result.success:
+        return f"no velocity ({result.flags.reasons()})"
+    return f"RV = {result.rv.value:.2f} $\\pm$ {result.rv_err.value:.2f} km/s"
+
+
+def plot_rv(result: RVResult, ax: Axes | None = None, *, legend: bool = True) -> Axes:
+    """Observed spectrum and best model of a radial velocity.
+
+    Parameters
+    ----------
+    result : RVResult
+    ax : `~matplotlib.axes.Axes`, optional
+        Where to draw; a new figure, outside pyplot, by default.
+    legend : bool
+        Whether to draw the legend.
+
+    Returns
+    -------
+    `~matplotlib.axes.Axes`
+
+    Examples
+    --------
+    >>> ax = plot_rv(lamost_lsf.measure_rv(spectrum, template, lsf))         # doctest: +SKIP
+    """
+    ax = _new_axes((9.0, 3.5)) if ax is None else ax
+    scale = _display_scale(result)
+    used = np.asarray(result.used)
+    ax.step(result.wavelength, result.flux / scale, where="mid", color=_OBSERVED, lw=0.9, label="observed")
+    model = np.where(np.isfinite(result.model), result.model, np.nan) / scale
+    ax.plot(result.wavelength, model, color=_MODEL, lw=1.2, label=f"{result.template} at {_velocity(result)}")
+    if np.any(~used):
+        ax.plot(
+            result.wavelength[~used], result.flux[~used] / scale, "x", color=_ACCENT, ms=4, mew=0.8, label="not fitted"
+        )
+    # a cosmic ray or a bad pixel must not set the scale
+    good = (result.flux / scale)[used] if used.any() else result.flux / scale
+    low, high = np.nanmin(good), np.nanmax(good)
+    ax.set_ylim(low - 0.08 * (high - low), high + 0.22 * (high - low))
+    ax.set_xlim(*_limits(result))
+    ax.set_xlabel(f"vacuum wavelength{', ' + result.frame if result.frame else ''} [{_ANGSTROM}]")
+    ax.set_ylabel("relative flux")
+    if legend:
+        ax.legend(loc="upper left", ncols=3, fontsize="small", frameon=False)
+    return ax
+
+
+def plot_rv_residuals(result: RVResult, ax: Axes | None = None) -> Axes:
+    """Observed minus best model in units of the error, of the pixels that were fitted.
+
+    Parameters and result as `plot_rv`.
+    """
+    ax = _new_axes((9.0, 2.0)) if ax is None else ax
+    with np.errstate(divide="ignore", invalid="ignore"):
+        residual = np.where(result.used, (result.flux - result.model) / result.error, np.nan)
+    ax.axhspan(-1, 1, color="0.9", lw=0)
+    ax.axhline(0, color="0.6", lw=0.8)
+    ax.step(result.wavelength, residual, where="mid", color=_OBSERVED, lw=0.8)
+    largest = np.nanmax(np.abs(residual)) if np.any(np.isfinite(residual)) else 1.0
+    ax.set_ylim(-1.1 * max(largest, 2.0), 1.1 * max(largest, 2.0))
+    ax.set_xlim(*_limits(result))
+    ax.set_xlabel(f"vacuum wavelength{', ' + result.frame if result.frame else ''} [{_ANGSTROM}]")
+    ax.set_ylabel("residual [$\\sigma$]")
+    return ax
+
+
+def plot_rv_chi2(result: RVResult, ax: Axes | None = None) -> Axes:
+    """Chi-square of the trial velocities, above its minimum.
+
+    Parameters and result as `plot_rv`.
+    """
+    ax = _new_axes() if ax is None else ax
+    if result.trial_chi2.size:
+        # a small floor keeps the minimum on a logarithmic axis
+        ax.semilogy(
+            result.trial_velocity, np.maximum(result.trial_chi2 - np.min(result.trial_chi2), 0) + result.chi2_reduced,
+            color=_OBSERVED, lw=1.0,
+        )  # fmt: skip
+        ax.set_xlim(result.trial_velocity[0], result.trial_velocity[-1])
+    if result.success:
+        ax.axvline(result.rv.value, color=_MODEL, lw=1.0)
+        ax.annotate(
+            _velocity(result), (result.rv.value, 0.04), xycoords=("data", "axes fraction"), xytext=(6, 0),
+            textcoords="offset points", color=_MODEL, fontsize="small",
+        )  # fmt: skip
+    ax.set_xlabel("trial velocity [km/s]")
+    ax.set_ylabel(r"$\chi^2 - \chi^2_\mathrm{min} + \chi^2_\nu$")
+    return ax
+
+
+def plot_rv_summary(result: RVResult, lsf: LSF | None = None, *, title: str = "") -> Figure:
+    """All about one radial velocity: spectrum and model, residuals, chi-square, and the profile that was used.
+
+    Parameters
+    ----------
+    result : RVResult
+    lsf : LSF, optional
+        The one that was used, to be drawn at both ends and in the middle of the window.
+    title : str
+        Heading; the file's name and the velocity by default.
+
+    Returns
+    -------
+    `~matplotlib.figure.Figure`
+        A figure of its own, outside pyplot.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 7.2), layout="constrained")
+    rows = figure.add_gridspec(3, 2, height_ratios=(2.3, 1.0, 2.0))
+    spectrum = figure.add_subplot(rows[0, :])
+    residual = figure.add_subplot(rows[1, :], sharex=spectrum)
+    chi2 = figure.add_subplot(rows[2, 0] if lsf is not None else rows[2, :])
+    plot_rv(result, spectrum)
+    plot_rv_residuals(result, residual)
+    spectrum.tick_params(labelbottom=False)
+    spectrum.set_xlabel("")
+    plot_rv_chi2(result, chi2)
+    if lsf is not None:
+        low, high = _limits(result)
+        at = np.array([low, 0.5 * (low + high), high])
+        first, last = lsf.wavelength_range
+        at = np.clip(at, first, last)
+        profiles = plot_profile(lsf.profile(at * u.AA), figure.add_subplot(rows[2, 1]))
+        profiles.axvline(0, color="0.6", lw=0.8, zorder=0)
+        reach = _reach(lsf, at)
+        profiles.set_xlim(-reach, reach)
+        profiles.set_title(f"instrumental profile; centre {result.center!r} at lag 0 of the kernel", fontsize="small")
+    name = str(result.provenance.get("filename") or "").replace("\\", "/").rsplit("/", 1)[-1]
+    figure.suptitle(title or "  ".join(part for part in (name, _velocity(result)) if part), fontsize="medium")
+    return figure
+
+
+def _limits(result: RVResult) -> tuple[float, float]:
+    return float(result.wavelength[0]), float(result.wavelength[-1])
+
+
+def _display_scale(result: RVResult) -> float:
+    used = np.asarray(result.used)
+    values = result.flux[used] if used.any() else result.flux[np.isfinite(result.flux)]
+    scale = float(np.median(np.abs(values))) if values.size else 1.0
+    return scale if scale > 0 else 1.0
+
+
+def _reach(lsf: LSF, wavelength: np.ndarray) -> float:
+    """Offset beyond which no profile exceeds 2e-3 of its peak, Angstrom."""
+    flux = lsf.sample(wavelength)
+    tall = np.any(flux > 2e-3 * flux.max(axis=1, keepdims=True), axis=0)
+    return 1.15 * float(np.max(np.abs(lsf.offset[tall])))

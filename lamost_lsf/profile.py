@@ -332,7 +332,7 @@ class InstrumentalProfile:
         Warns
         -----
         SamplingWarning
-            Pixels too coarse for the profile: its area on them is off by more than 1 %.
+            Pixels too coarse for the profile: its area on them is off by more than 5 %.
         """
         if self.shape:
             raise ValueError(

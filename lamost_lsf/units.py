@@ -51,7 +51,8 @@ def to_angstrom(value: u.Quantity, name: str = "wavelength") -> np.ndarray:
             f"got {type(value).__name__} without a unit"
         )
     try:
-        return np.asarray(value.to_value(u.AA), dtype=np.float64)
+        # float64 first: astropy converts float32 values in float32
+        return np.asarray(u.Quantity(value, dtype=np.float64).to_value(u.AA))
     except u.UnitConversionError:
         raise TypeError(f"{name} must have a unit of length (Angstrom, nm, micron, ...), got {value.unit}") from None
 

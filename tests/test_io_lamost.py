@@ -101,9 +101,7 @@ def write_image(path, data=None, **changes):
     return path
 
 
-def write_table(
-    path, data=None, repeat=1, columns=("FLUX", "IVAR", "WAVELENGTH", "ANDMASK", "ORMASK"), **changes
-):
+def write_table(path, data=None, repeat=1, columns=("FLUX", "IVAR", "WAVELENGTH", "ANDMASK", "ORMASK"), **changes):
     data = rows() if data is None else data
     primary = fits.PrimaryHDU()
     primary.header.update(header_cards(DATA_V="LAMOST DR10", NORM=1, **changes))
@@ -681,12 +679,8 @@ def test_tables_of_the_wrong_kind(tmp_path):
     with pytest.raises(FormatError, match=r"\[COADD\]: expected a binary table, found ImageHDU"):
         read_lamost(tmp_path / "image.fits")
     loglam = exposure_loglam()
-    columns = [
-        fits.Column(name, "4136E", array=loglam[None]) for name in ("FLUX", "IVAR", "LOGLAM", "ANDMASK")
-    ]
-    fits.HDUList([primary, fits.BinTableHDU.from_columns(columns, name="COADD_B")]).writeto(
-        tmp_path / "row.fits"
-    )
+    columns = [fits.Column(name, "4136E", array=loglam[None]) for name in ("FLUX", "IVAR", "LOGLAM", "ANDMASK")]
+    fits.HDUList([primary, fits.BinTableHDU.from_columns(columns, name="COADD_B")]).writeto(tmp_path / "row.fits")
     with pytest.raises(FormatError, match=r"\[COADD_B\]: expected one number per row"):
         read_lamost(tmp_path / "row.fits")
 
@@ -745,9 +739,7 @@ def test_a_wrong_sign_in_the_header_is_noticed(tmp_path):
     )
     checked = check_heliocentric(good, warn=False)
     assert checked.computed.to_value("km/s") == pytest.approx(expected.to_value("km/s"), abs=0.005)
-    flipped = read_lamost(
-        write_image(tmp_path / "b.fits", HELIO_RV=-float(expected.to_value("km/s")), LONGITUD=None)
-    )
+    flipped = read_lamost(write_image(tmp_path / "b.fits", HELIO_RV=-float(expected.to_value("km/s")), LONGITUD=None))
     with pytest.warns(FrameWarning, match=r"b\.fits: HELIO_RV = .* time and target imply"):
         assert not check_heliocentric(flipped).agrees
 
@@ -861,9 +853,7 @@ def test_each_medium_resolution_exposure_has_its_own_heliocentric_velocity(data_
         shift = (np.array(loglam) - loglam[0]) * np.log(10) * C
         time = Time([spectrum.meta["time"][0] for spectrum in spectra])
         target = SkyCoord(spectra[0].meta["ra"], spectra[0].meta["dec"])
-        earth = target.radial_velocity_correction("heliocentric", obstime=time, location=site).to_value(
-            "km/s"
-        )
+        earth = target.radial_velocity_correction("heliocentric", obstime=time, location=site).to_value("km/s")
         np.testing.assert_allclose(shift, earth - earth[0], atol=0.01)
 
 

@@ -73,9 +73,7 @@ def test_only_a_time_is_a_time(function):
 
 
 def test_lists_of_minutes():
-    np.testing.assert_array_equal(
-        parse_lmjm_list(" 80436951-80436989-80437032 "), [80436951, 80436989, 80437032]
-    )
+    np.testing.assert_array_equal(parse_lmjm_list(" 80436951-80436989-80437032 "), [80436951, 80436989, 80437032])
     np.testing.assert_array_equal(parse_lmjm_list(83906016), [83906016])
     # Real lists are not always in the order of time, and it is kept.
     assert parse_lmjm_list("82554898-82554932-82554864")[-1] == 82554864
@@ -100,9 +98,7 @@ def test_season_turns_at_midnight_in_beijing():
     assert start.datetime == datetime(2016, 8, 31, 16)
     assert end.datetime == datetime(2017, 8, 31, 16)
     minute = 60 / 86400
-    assert season(
-        Time([start.mjd - minute, start.mjd, end.mjd - minute, end.mjd], format="mjd")
-    ).tolist() == [
+    assert season(Time([start.mjd - minute, start.mjd, end.mjd - minute, end.mjd], format="mjd")).tolist() == [
         2016,
         2017,
         2017,

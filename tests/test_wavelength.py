@@ -502,9 +502,10 @@ def test_never_fewer_lines_than_the_curve_needs():
 
 
 def test_rejection_that_does_not_settle_warns():
+    # a straight line through a curved arc, with a tight limit: the lines at the ends go in several rounds
     _, pixel, wavelength = arc(40, np.random.default_rng(19))
     with pytest.warns(FitWarning, match="did not settle in 1 iterations"):
-        fit_wavelength_solution(pixel, wavelength * u.AA, domain=DOMAIN, max_iterations=1)
+        fit_wavelength_solution(pixel, wavelength * u.AA, domain=DOMAIN, degree=1, sigma_clip=2, max_iterations=1)
 
 
 @settings(max_examples=25, deadline=None)

@@ -31,36 +31,42 @@ def convolve(
 ) -> Spectrum:
     """Convolve a template with a varying, asymmetric LSF onto another wavelength axis.
 
-    ``F(w) = integral T(w') h(w - w'; w') dw'``: every true wavelength spreads by its own profile, so the flux of a line is
-    conserved. Variance is propagated as sum of k^2 sigma^2 (the result's pixels are correlated; that covariance is not
-    kept), masks grow by the kernel, and edges are masked and NaN.
+    ``F(w) = integral T(w') h(w - w'; w') dw'``: every true wavelength spreads by its own profile, so the flux of a line
+    is conserved. Variance is propagated as sum of k^2 sigma^2 (the result's pixels are correlated; that covariance is
+    not kept), masks grow by the kernel, and edges are masked and NaN.
 
     Parameters
     ----------
     template : `~specutils.Spectrum`
         Flux (n,) or (..., n) with the spectral axis last, in any unit per wavelength (or none); wavelengths increasing.
     lsf : LSF
-        From ``model.at(...)`` or ``archive.lsf_for(spectrum)``; also an IP model that depends on wavelength only (`GaussianIP`),
-        or an `InstrumentalProfile`, which then holds everywhere.
+        From ``model.at(...)`` or ``archive.lsf_for(spectrum)``; also an IP model that depends on wavelength only
+        (`GaussianIP`), or an `InstrumentalProfile`: one holds everywhere, several are interpolated.
     spectral_axis : `~astropy.units.Quantity` or `~specutils.Spectrum`, optional
         Wavelengths of the result, or the observed spectrum that has them. The template's own by default.
     center : str or callable, optional
-        Centre of the profile at lag 0. None: the LSF's own, else the ``meta["wavelength_center"]`` of ``spectral_axis`` (if a
-        Spectrum) or of the template, else "zero".
+        Centre of the profile at lag 0. None: the LSF's own, else the ``meta["wavelength_center"]`` of ``spectral_axis``
+        (if a Spectrum) or of the template, else "zero".
     max_masked : float
         Share of an output pixel's kernel that may fall on masked or missing template. Above it the pixel is NaN and
         masked, below it the rest is renormalised.
     preserve : {"flux", "continuum"}
-        A constant template returns ``integral h(w - w'; w') dw'``, which differs from 1 by up to 3e-4 where the asymmetry
-        varies; "continuum" divides by it.
+        A constant template returns ``integral h(w - w'; w') dw'``, which differs from 1 by up to 3e-4 where the
+        asymmetry varies; "continuum" divides by it.
     medium, output_medium : {"vacuum", "air"}, optional
-        Medium of the template's axis and of ``spectral_axis``. By default ``meta["wavelength_medium"]`` of the template (and of
-        ``spectral_axis`` if it is a Spectrum), else vacuum; ``output_medium`` falls back on the template's.
+        Medium of the template's axis and of ``spectral_axis``. By default ``meta["wavelength_medium"]`` of the template
+        (and of ``spectral_axis`` if it is a Spectrum), else vacuum; ``output_medium`` falls back on the template's.
 
     Returns
     -------
     `~specutils.Spectrum`
-        On ``spectral_axis`` as given, in the template's unit, with its meta and ``meta["kernel_center"]``.
+        On ``spectral_axis`` as given, in the template's unit, with its meta, ``meta["kernel_center"]`` and
+        ``meta["wavelength_medium"]``. Masked pixels are NaN; their inverse variance is 0.
+
+    Warns
+    -----
+    SamplingWarning
+        Template pixels wider than a third of the profile.
 
     Raises
     ------

@@ -21,14 +21,14 @@ from numba import njit
 from scipy.fft import irfft, next_fast_len, rfft
 from specutils import Spectrum
 
-from lamost_lsf.convolution.axes import axis_angstrom, flux_and_mask
+from lamost_lsf.convolution.axes import axis_angstrom, flux_and_mask, warn_coarse
 from lamost_lsf.convolution.loggrid import (
     KernelTable,
     LogGrid,
     choose_refinement,
-    lagrange8,
     kernel_table,
-    spread,
+    lagrange8,
+    spread_template,
 )
 from lamost_lsf.convolution.nodes import (
     LSFTable,
@@ -39,7 +39,7 @@ from lamost_lsf.convolution.nodes import (
 )
 from lamost_lsf.lsf import LSF, as_lsf
 from lamost_lsf.profile import resolve_center
-from lamost_lsf.units import check_medium
+from lamost_lsf.units import SPEED_OF_LIGHT, check_medium, doppler_factor
 
 __all__ = ["BoundTemplate", "Coefficients", "IPBasis", "TemplateBasis"]
 
@@ -59,8 +59,9 @@ class Coefficients:
     log_start, log_step : tuple of float
         Nodes of ln(wavelength) of every segment.
     residual : float
-        Largest L1 difference between a unit-area profile and its expansion: bounds the error of the flux for a template with
-        structure of order one.
+        Largest L1 difference between a unit-area kernel and what the expansion makes of it: components left out, cubic
+        interpolation between nodes, derivatives beyond the first. For a template between 0 and 1 it bounds the error of
+        the flux, but for that of the grid itself (2e-6).
     center : str or callable
         Centre at lag 0.
     """
@@ -76,8 +77,8 @@ class Coefficients:
 class IPBasis:
     """Orthonormal basis of the kernels of a family of LSFs, on a logarithmic wavelength grid.
 
-    Make one with `from_lsfs`; sample the family well (some tens of times and fibres of a model): the basis then serves all
-    of it. `Coefficients.residual` says how well any other LSF is expressed.
+    Make one with `from_lsfs`; sample the family well (some tens of times and fibres of a model): the basis then serves
+    all of it. `Coefficients.residual` says how well any other LSF is expressed.
 
     Attributes
     ----------
@@ -85,8 +86,23 @@ class IPBasis:
         Orthonormal rows at lags ``(first_lag + k) * step``.
     wavelength_range : tuple of float
         Observed vacuum Angstrom that the basis is for.
+    first_lag : int
     refinement : int
         Nodes per 1e-4 in log10(wavelength).
+    n_nodes : int
+        Wavelengths at which an LSF is sampled, a smooth segment.
+    center : str, callable or None
+        Centre that the basis was made for; what ``center=None`` means in `coefficients`.
+    width : float
+        Equivalent width (1 / peak) of the narrowest kernel, in ln(wavelength).
+
+    Examples
+    --------
+    >>> from lamost_lsf import GaussianIP, IPBasis
+    >>> family = [GaussianIP(power).at() for power in (1700, 1750, 1800, 1850, 1900)]
+    >>> basis = IPBasis.from_lsfs(family, (4000, 5000))
+    >>> basis.coefficients(GaussianIP(1777).at()).residual < 1e-5
+    True
     """
 
     def __init__(
@@ -96,7 +112,11 @@ class IPBasis:
         refinement: int,
         wavelength_range: tuple[float, float],
         n_nodes: int,
+        center: str | Callable | None = None,
+        width: float = np.inf,
     ) -> None:
+        self.center = center
+        self.width = float(width)
         self.components = np.ascontiguousarray(components)
         self.first_lag = int(first_lag)
         self.refinement = int(refinement)
@@ -131,13 +151,27 @@ class IPBasis:
         wavelength_range : Quantity or tuple
             Observed wavelengths (vacuum; bare numbers are Angstrom) to be covered.
         center : str or callable, optional
-            Centre at lag 0; each LSF's own, else "zero", by default. A basis made with one centre also expresses others when the
-            family's shifts span the difference; check the residual.
+            Centre at lag 0; each LSF's own, else "zero", by default. A basis made with one centre also expresses others
+            when the family's shifts span the difference; check the residual.
         tolerance : float
             Largest L1 error of a unit-area profile that is left out.
         max_components : int
+            Most components that are kept, even where they leave more than ``tolerance``.
+
+        Raises
+        ------
+        ValueError
+            No LSFs, or a range that is not two increasing wavelengths.
+        OutOfRangeError
+            An LSF that is not defined over the range.
         """
         lsfs = [as_lsf(x) for x in (lsfs if isinstance(lsfs, (list, tuple)) else [lsfs])]
+        if not lsfs:
+            raise ValueError("give at least one LSF")
+        if not tolerance > 0 or max_components < 1:
+            raise ValueError(
+                f"tolerance must be positive and max_components at least 1, got {tolerance} and {max_components}"
+            )
         low, high = _range(wavelength_range)
         tables = [t for lsf in lsfs for t in _tables(lsf, low, high, center)]
         refinement = max(choose_refinement([t]) for t in tables)
@@ -157,17 +191,27 @@ class IPBasis:
                 count = k
                 break
         n_nodes = max(t.nodes.size for t in tables)
-        return cls(vt[:count], first, refinement, (low, high), n_nodes)
+        width = 1.0 / max(float(k.kernels.max()) for k in kernels)
+        return cls(vt[:count], first, refinement, (low, high), n_nodes, center, width)
 
     def coefficients(self, lsf: LSF, *, center: str | Callable | None = None) -> Coefficients:
         """Express an LSF in this basis.
+
+        Parameters
+        ----------
+        lsf : LSF
+        center : str or callable, optional
+            Centre at lag 0; the basis's, else the LSF's own, else "zero", by default.
 
         Raises
         ------
         ValueError
             The LSF reaches over lags that the basis does not have.
+        OutOfRangeError
+            The LSF is not defined over the basis's range.
         """
         lsf = as_lsf(lsf)
+        center = center if center is not None else self.center
         low, high = self.wavelength_range
         values, starts, steps, boundaries, worst = [], [], [], [], 0.0
         grid_step = LogGrid(self.refinement, 0, 1).step
@@ -175,13 +219,28 @@ class IPBasis:
             kernel = kernel_table(table, self.refinement)
             rows = _padded(kernel, self.first_lag, self.components.shape[1])
             value = rows @ self.components.T
-            worst = max(worst, float(np.abs(rows - value @ self.components).sum(axis=1).max() * grid_step))
+            left_out = float(np.abs(rows - value @ self.components).sum(axis=1).max() * grid_step)
+            worst = max(worst, left_out + self._expansion_error(value, kernel.log_step))
             values.append(np.ascontiguousarray(value))
             starts.append(kernel.log_start)
             steps.append(kernel.log_step)
             boundaries.append(table.high)
         definition = resolve_center(center, {"wavelength_center": lsf.center})
         return Coefficients(tuple(values), tuple(boundaries[:-1]), tuple(starts), tuple(steps), worst, definition)
+
+    def _expansion_error(self, value: np.ndarray, log_step: float) -> float:
+        """L1 error of interpolating coefficients (m, n_component) between nodes, and of the derivatives left out."""
+        grid_step = LogGrid(self.refinement, 0, 1).step
+        lag = (self.first_lag + np.arange(self.components.shape[1])) * grid_step
+        second = np.diff(value, 2, axis=0) / log_step**2
+        curved = float(np.abs(second @ (0.5 * lag**2 * self.components)).sum(axis=1).max())
+        if value.shape[0] < 7:
+            return curved * grid_step
+        # A node seen from its neighbours at one and three steps: cubic interpolation at twice the step, whose error is
+        # 16 times that between nodes, or 4 times where the LSF has kinks.
+        guess = (9.0 * (value[2:-4] + value[4:-2]) - (value[:-6] + value[6:])) / 16.0
+        coarse = float(np.abs((guess - value[3:-3]) @ self.components).sum(axis=1).max())
+        return (curved + coarse / 8.0) * grid_step
 
 
 def _range(wavelength_range: u.Quantity | tuple[float, float]) -> tuple[float, float]:
@@ -199,6 +258,7 @@ def _tables(
     """Tables of an LSF over a range; with ``n_nodes`` at fixed nodes, without the search for how many are needed."""
     if n_nodes is None:
         return tabulate(lsf, low, high, center=center)
+    lsf._check_range(np.array([low, high]))
     tables = []
     for segment in lsf.segments():
         a, b = max(low, segment.low), min(high, segment.high)
@@ -231,15 +291,32 @@ class TemplateBasis:
     Parameters
     ----------
     templates : `~specutils.Spectrum` or sequence of them
-        Vacuum (or ``meta["wavelength_medium"] = "air"``), rest frame, finite and unmasked within the range that is used.
+        Vacuum (or ``meta["wavelength_medium"] = "air"``), rest frame, finite and unmasked within the range used.
     basis : IPBasis
-    max_velocity : float
+    max_velocity : float or `~astropy.units.Quantity`
         Largest shift, km/s, that will be asked for: how far beyond the basis's range the templates are kept.
+
+    Attributes
+    ----------
+    values : ndarray (n_template, n, 2 n_component)
+        Templates convolved with every component, and with every component times its lag, at the nodes of ``grid``. NaN
+        where a template does not reach over all of a kernel.
+    grid : LogGrid
+        Rest wavelengths.
+    coverage : list of tuple of float
+        First and last wavelength of each template (vacuum Angstrom) that was used.
+
+    Raises
+    ------
+    TypeError
+        Templates that are not Spectrum objects.
+    ValueError
+        No templates; a template with bad pixels, or one that does not reach the basis's range.
 
     Notes
     -----
-    Pixels within one profile of a join between arms use the profile of their own arm for all that they receive; `convolve`
-    and `ResolutionMatrix` use the arm of the true wavelength.
+    Pixels within one profile of a join between arms use the profile of their own arm for all that they receive;
+    `convolve` and `ResolutionMatrix` use the arm of the true wavelength.
 
     Examples
     --------
@@ -255,13 +332,23 @@ class TemplateBasis:
     0.677
     """
 
-    def __init__(self, templates: Spectrum | Sequence[Spectrum], basis: IPBasis, *, max_velocity: float = 0.0) -> None:
+    def __init__(
+        self,
+        templates: Spectrum | Sequence[Spectrum],
+        basis: IPBasis,
+        *,
+        max_velocity: float | u.Quantity = 0.0,
+    ) -> None:
         templates = [templates] if isinstance(templates, Spectrum) else list(templates)
         if not templates:
             raise ValueError("give at least one template")
+        for template in templates:
+            if not isinstance(template, Spectrum):
+                raise TypeError(f"templates must be specutils Spectrum objects, got {type(template).__name__}")
+        fastest = _velocity(max_velocity)
         self.basis = basis
         low, high = basis.wavelength_range
-        stretch = 1.0 + abs(max_velocity) / 299792.458
+        stretch = float(doppler_factor(abs(fastest)))
         n_lag = basis.components.shape[1]
         grid = LogGrid.covering(low / stretch, high * stretch, basis.refinement, margin=n_lag + 16)
         self.grid = grid
@@ -269,34 +356,57 @@ class TemplateBasis:
         lag = (basis.first_lag + np.arange(n_lag)) * grid.step
         filters = np.concatenate([basis.components, basis.components * lag])
         transforms = rfft(filters, size)
-        #: shape (n_template, n, 2 n_component): T * b_k and T * u b_k at the grid's nodes
         self.values = np.empty((len(templates), grid.size, filters.shape[0]))
         self.coverage: list[tuple[float, float]] = []
+        node = np.arange(grid.start, grid.start + grid.size) * grid.step
+        used = lag[np.max(np.abs(basis.components), axis=0) > 1e-8]
         for row, template in zip(self.values, templates, strict=True):
-            spectrum, covered = _on_grid(template, grid)
+            spectrum, covered, edges = _on_grid(template, grid, basis.width)
             self.coverage.append(covered)
             convolved = irfft(rfft(spectrum, size) * transforms, size)
             # lag 0 of the filter sits at its element -first_lag
             start = -basis.first_lag
             row[:] = convolved[:, start : start + grid.size].T
+            row[(node - used[-1] < np.log(edges[0])) | (node - used[0] > np.log(edges[1]))] = np.nan
 
     @property
     def n_templates(self) -> int:
         """Number of templates."""
         return self.values.shape[0]
 
-    def on_axis(self, spectral_axis: u.Quantity, *, velocity: float = 0.0) -> BoundTemplate:
-        """Fix the output axis (vacuum wavelengths) and a velocity (km/s); what is left is a multiply-add."""
-        from lamost_lsf.units import doppler_factor
+    def on_axis(
+        self, spectral_axis: u.Quantity, *, velocity: float | u.Quantity = 0.0, medium: str = "vacuum"
+    ) -> BoundTemplate:
+        """Fix the output axis and a velocity; what is left is a multiply-add.
 
-        wavelength = axis_angstrom(u.Quantity(spectral_axis), "vacuum", "spectral_axis")
+        Parameters
+        ----------
+        spectral_axis : `~astropy.units.Quantity` (n,)
+            Observed wavelengths, increasing, within the basis's range.
+        velocity : float or `~astropy.units.Quantity`
+            Of the source, km/s; positive recedes.
+        medium : {"vacuum", "air"}
+            Medium of ``spectral_axis``.
+
+        Raises
+        ------
+        ValueError
+            An axis that leaves the basis's range, or a velocity that moves it off the templates' grid.
+        """
+        wavelength = axis_angstrom(u.Quantity(spectral_axis), check_medium(medium), "spectral_axis")
         low, high = self.basis.wavelength_range
         if wavelength[0] < low * (1 - 1e-12) or wavelength[-1] > high * (1 + 1e-12):
             raise ValueError(
-                f"spectral_axis ({wavelength[0]:.2f}-{wavelength[-1]:.2f} A) leaves the basis's range {low:.2f}-{high:.2f} A"
+                f"spectral_axis ({wavelength[0]:.2f}-{wavelength[-1]:.2f} A) leaves the basis's range "
+                f"{low:.2f}-{high:.2f} A"
             )
-        shift = np.log(float(doppler_factor(velocity)))
-        position = self.grid.position(np.log(wavelength) - shift)
+        speed = _velocity(velocity)
+        position = self.grid.position(np.log(wavelength) - np.log(float(doppler_factor(speed))))
+        if position[0] < 3 or position[-1] > self.grid.size - 5:
+            raise ValueError(
+                f"a velocity of {speed:.1f} km/s leaves the templates' grid; make the TemplateBasis with a larger "
+                "max_velocity"
+            )
         values = np.empty((self.n_templates, wavelength.size, self.values.shape[2]))
         for template, out in zip(self.values, values, strict=True):
             gather_rows(template, position, out)
@@ -311,7 +421,16 @@ class BoundTemplate:
     log_wavelength: np.ndarray
 
     def apply(self, coefficients: Coefficients) -> np.ndarray:
-        """Flux of every template seen through one LSF: shape (n_template, n_pixel)."""
+        """Flux of every template seen through one LSF: shape (n_template, n_pixel).
+
+        NaN where a template does not reach over all of the kernel.
+        """
+        for value in coefficients.values:
+            if 2 * value.shape[1] != self.values.shape[2]:
+                raise ValueError(
+                    f"the coefficients are of a basis of {value.shape[1]} components, the templates of one of "
+                    f"{self.values.shape[2] // 2}; use those of the templates' own basis"
+                )
         out = np.empty(self.values.shape[:2])
         edges = np.searchsorted(self.log_wavelength, np.log(coefficients.boundaries)) if coefficients.boundaries else []
         edges = [0, *(int(e) for e in edges), self.log_wavelength.size]
@@ -364,8 +483,27 @@ def gather_rows(grid, position, out):
                 out[j, m] += w[k] * grid[i + k, m]
 
 
-def _on_grid(template: Spectrum, grid: LogGrid) -> tuple[np.ndarray, tuple[float, float]]:
-    """Template times its pixel widths in ln(wavelength), spread onto the grid, and the wavelengths between which it is complete."""
+def _velocity(velocity: float | u.Quantity) -> float:
+    """Plain km/s."""
+    value = float(velocity.to_value(u.km / u.s)) if isinstance(velocity, u.Quantity) else float(velocity)
+    if not abs(value) < SPEED_OF_LIGHT:
+        raise ValueError(f"a velocity must be finite and less than that of light, got {value} km/s")
+    return value
+
+
+def _on_grid(
+    template: Spectrum, grid: LogGrid, narrowest: float
+) -> tuple[np.ndarray, tuple[float, float], tuple[float, float]]:
+    """Template times its pixel widths, spread onto the grid.
+
+    Returns
+    -------
+    spectrum : ndarray (n,)
+    covered : tuple of float
+        First and last wavelength used.
+    edges : tuple of float
+        Outer edges of the pixels used.
+    """
     medium = check_medium(template.meta.get("wavelength_medium") or "vacuum")
     w = axis_angstrom(template.spectral_axis, medium, "the template's axis")
     flux, _, bad = flux_and_mask(template, None, w.size)
@@ -381,6 +519,8 @@ def _on_grid(template: Spectrum, grid: LogGrid) -> tuple[np.ndarray, tuple[float
     if np.any(bad[here]):
         where = w[here][bad[here]][0]
         raise ValueError(f"the template has masked or non-finite pixels (first at {where:.2f} A) in the range used")
-    out = np.zeros(grid.size)
-    spread(grid.position(np.log(w[here])), flux[here] * np.gradient(w)[here] / w[here], out)
-    return out, (float(w[first]), float(w[last - 1]))
+    warn_coarse(float(np.max(np.diff(np.log(w[here])))), narrowest, " in ln(wavelength)")
+    out = np.zeros((2, grid.size))
+    spread_template(w, flux[None], first, last, grid.step, grid.start, out)
+    edges = (1.5 * w[first] - 0.5 * w[first + 1], 1.5 * w[last - 1] - 0.5 * w[last - 2])
+    return out[0], (float(w[first]), float(w[last - 1])), edges

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lamost_lsf.convolution.axes import check_sampling, pixel_widths
-from lamost_lsf.convolution.loggrid import LogGrid, choose_refinement, kernel_table, read_out, spread_with_measure
+from lamost_lsf.convolution.axes import check_sampling
+from lamost_lsf.convolution.loggrid import LogGrid, choose_refinement, kernel_table, read_out, spread_template
 from lamost_lsf.convolution.matrix import needed_range
 from lamost_lsf.convolution.nodes import tabulate
 from lamost_lsf.convolution.response import constant_response, segment_edges
@@ -58,13 +58,10 @@ def convolve_flux(
     kernels = [kernel_table(t, refinement) for t in tables]
     grid = LogGrid.covering(w_in[0], w_in[-1], refinement)
     index, bounds = segment_edges(w_in, tables)
-    position = grid.position(np.log(w_in))
-    measure = pixel_widths(w_in)
-    measure /= w_in
     # the last row is a constant spectrum: what it becomes is known without the grid, and is what all is normalised to
     rows = np.zeros((len(tables), flux.shape[0] + 1, grid.size))
     for out, a, b in zip(rows, index[:-1], index[1:], strict=True):
-        spread_with_measure(position[a:b], measure[a:b], flux[:, first + a : first + b], out)
+        spread_template(w_in, flux[:, first:last], a, b, grid.step, grid.start, out)
     values = read_out(rows, grid, kernels, np.log(w_out))
     response = constant_response(tables, bounds, w_out)
     covered = values[-1]

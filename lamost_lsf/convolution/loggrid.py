@@ -1,11 +1,12 @@
 """Logarithmic wavelength grids: spreading samples onto them, reading off them, kernels on them.
 
 On ``s = ln(w)`` the scatter integral is ``F(s) = integral T(s') g(s - s'; s') ds'`` with
-``g(u; s') = w' h(w' (e^u - 1); w')``. A Doppler shift is then a translation, and a profile's width, nearly proportional to
-wavelength, changes little along the axis. Profiles are smooth on the scale of the grid, so both the template's samples
-and the profiles are brought onto it by the transpose of eight-point Lagrange interpolation: every sample is shared among
-its eight neighbours so that the first eight moments are kept. Sharp template lines, and even the jump at the end of a
-truncated profile, thereby keep their integrals; what is lost lies beyond the frequencies that the profile passes.
+``g(u; s') = w' h(w' (e^u - 1); w')``. A Doppler shift is then a translation, and a profile's width, nearly
+proportional to wavelength, changes little along the axis. Profiles are smooth on the scale of the grid, so both the
+template's samples and the profiles are brought onto it by the transpose of eight-point Lagrange interpolation: every
+sample is shared among its eight neighbours so that the first eight moments are kept. Sharp template lines, and even the
+jump at the end of a truncated profile, thereby keep their integrals; what is lost lies beyond the frequencies that the
+profile passes.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ __all__ = [
     "lagrange8",
     "read_out",
     "scatter",
-    "spread",
-    "spread_with_measure",
+    "spread_template",
 ]
 
 #: LAMOST's step, 1e-4 in log10(wavelength), in natural logarithms. Grids are integer fractions of it with nodes at
@@ -90,52 +90,76 @@ class LogGrid:
         return log_wavelength / self.step - self.start
 
 
-@njit(cache=True, error_model="numpy", fastmath=_FAST)
-def spread(position, value, out):
-    """Add each value to the eight nodes of ``out`` around its position (in nodes): the transpose of `gather`."""
-    for j in range(position.size):
-        i = int(np.floor(position[j]))
-        w = lagrange8(position[j] - i)
-        i -= 3
-        if i < 0 or i + 8 > out.size:
-            continue
-        v = value[j]
-        out[i] += w[0] * v
-        out[i + 1] += w[1] * v
-        out[i + 2] += w[2] * v
-        out[i + 3] += w[3] * v
-        out[i + 4] += w[4] * v
-        out[i + 5] += w[5] * v
-        out[i + 6] += w[6] * v
-        out[i + 7] += w[7] * v
+_CHUNK = 128
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def _chunk_positions(wavelength, begin, end, inverse_step, start, position, measure):
+    """Positions in nodes, and widths in ln(wavelength), of samples begin..end (at most _CHUNK) of an axis."""
+    n = wavelength.size
+    middle = wavelength[(begin + end) // 2]
+    base, inverse = np.log(middle), 1.0 / middle
+    near = wavelength[end - 1] - middle < 1e-3 * middle and middle - wavelength[begin] < 1e-3 * middle
+    chunk = wavelength[begin:end]
+    if near:
+        # ln(1 + d) by its series, exact to 1e-21 for |d| < 1e-3, and far cheaper than a logarithm each
+        for k in range(chunk.size):
+            d = (chunk[k] - middle) * inverse
+            log1p = d * (1.0 + d * (-0.5 + d * (1.0 / 3.0 + d * (-0.25 + d * (0.2 - d / 6.0)))))
+            position[k] = (base + log1p) * inverse_step - start
+    else:
+        for k in range(chunk.size):
+            position[k] = np.log(chunk[k]) * inverse_step - start
+    for k in range(1, chunk.size - 1):
+        measure[k] = 0.5 * (chunk[k + 1] - chunk[k - 1]) / chunk[k]
+    for k in (0, chunk.size - 1):
+        m = begin + k
+        low, high = max(m - 1, 0), min(m + 1, n - 1)
+        measure[k] = (wavelength[high] - wavelength[low]) / (high - low) / wavelength[m]
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def spread_with_measure(position, measure, values, out):
-    """Spread spectra times their pixel widths, and in the last row of ``out`` (m + 1, n) the widths alone.
+def spread_template(wavelength, values, begin, end, step, start, out):
+    """Spread samples begin..end of spectra, times their pixel widths; in the last row of ``out`` the widths alone.
+
+    Everything is done in chunks that stay in the processor's cache: for a long template, writing positions and widths
+    out first takes longer than the spreading.
 
     Parameters
     ----------
-    position, measure : ndarray (k,)
-        Of every sample, in nodes; its width in ln(wavelength).
+    wavelength : ndarray (k,)
+        Angstrom.
     values : ndarray (m, k)
+    begin, end : int
+    step, start : float, int
+        Of the `LogGrid`.
     out : ndarray (m + 1, n)
         Added to.
     """
     n_row, n = values.shape[0], out.shape[1]
-    for j in range(position.size):
-        i = int(np.floor(position[j]))
-        w = lagrange8(position[j] - i)
-        i -= 3
-        if i < 0 or i + 8 > n:
-            continue
-        v = measure[j]
-        for k in range(8):
-            out[n_row, i + k] += w[k] * v
-        for r in range(n_row):
-            u = v * values[r, j]
-            for k in range(8):
-                out[r, i + k] += w[k] * u
+    position, measure = np.empty(_CHUNK), np.empty(_CHUNK)
+    for first in range(begin, end, _CHUNK):
+        last = min(first + _CHUNK, end)
+        _chunk_positions(wavelength, first, last, 1.0 / step, start, position, measure)
+        for j in range(last - first):
+            i = int(np.floor(position[j]))
+            w = lagrange8(position[j] - i)
+            i -= 3
+            if i < 0 or i + 8 > n:
+                continue
+            for r in range(n_row + 1):
+                v = measure[j]
+                if r < n_row:
+                    v *= values[r, first + j]
+                here = out[r, i : i + 8]
+                here[0] += w[0] * v
+                here[1] += w[1] * v
+                here[2] += w[2] * v
+                here[3] += w[3] * v
+                here[4] += w[4] * v
+                here[5] += w[5] * v
+                here[6] += w[6] * v
+                here[7] += w[7] * v
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
@@ -214,15 +238,16 @@ def kernel_table(table: LSFTable, refinement: int) -> KernelTable:
     # Gauss-Legendre in every cell: the shares are polynomials only inside a cell, so the profile's own samples would
     # not integrate them exactly.
     abscissae, weights = np.polynomial.legendre.leggauss(6)
+    coefficients = uniform_coefficients(table.offset_step, table.profiles)
     _project_profiles(
-        table.nodes, table.zero, table.offset[0], table.offset[-1], uniform_coefficients(table.offset_step, table.profiles),
-        step, first, 0.5 * (abscissae + 1.0), 0.5 * weights, kernels,
+        table.nodes, table.zero, table.offset[0], table.offset[-1], coefficients, step, first,
+        0.5 * (abscissae + 1.0), 0.5 * weights, kernels,
     )  # fmt: skip
     kernels /= step
     return KernelTable(table.low, table.high, kernels, first, table.log_start, table.log_step)
 
 
-def choose_refinement(tables: list[LSFTable], tolerance: float = 4e-6, largest: int = 1024) -> int:
+def choose_refinement(tables: list[LSFTable], tolerance: float = 1e-6, largest: int = 1024) -> int:
     """Coarsest grid on which every profile is resolved: interpolation between its lags is good to ``tolerance``.
 
     Judged, in L1, on the profiles themselves away from the ends of their window (a jump there keeps its integral by
@@ -302,16 +327,15 @@ def _node_weights(start, step, size, s0, inverse_ds, n_nodes):
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _dot(a, i, b, j, n):
+def _dot(a, b):
     total = 0.0
-    for k in range(n):
-        total += a[i + k] * b[j + k]
+    for k in range(a.size):
+        total += a[k] * b[k]
     return total
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
 def _receive(weighted, first, stop, kernels, n_lag, last_lag, begin, end, nodes, out):
-    n_source = first.size
     for j in range(nodes.size):
         # sources of this node, from the one at the largest lag on
         lowest = nodes[j] - last_lag
@@ -319,8 +343,9 @@ def _receive(weighted, first, stop, kernels, n_lag, last_lag, begin, end, nodes,
         upto = min(lowest + n_lag, end)
         while m < upto:
             run = min(stop[m], upto)
+            kernel = kernels[first[m]][4 * (m - lowest) : 4 * (run - lowest)]
             for r in range(weighted.shape[0]):
-                out[r, j] += _dot(weighted[r], 4 * m, kernels[first[m]], 4 * (m - lowest), 4 * (run - m))
+                out[r, j] += _dot(weighted[r, 4 * m : 4 * run], kernel)
             m = run
 
 
@@ -362,13 +387,11 @@ def scatter(templates: np.ndarray, grid: LogGrid, tables: list[KernelTable], nod
     return out
 
 
-def read_out(
-    templates: np.ndarray, grid: LogGrid, tables: list[KernelTable], log_wavelength: np.ndarray
-) -> np.ndarray:
+def read_out(templates: np.ndarray, grid: LogGrid, tables: list[KernelTable], log_wavelength: np.ndarray) -> np.ndarray:
     """Scatter integral at any ln(wavelength) (k,): shape (n_row, k).
 
-    Only the nodes that are needed are worked out: all between the first and the last, or, where every wavelength is a node
-    (LAMOST's own pixels), those alone.
+    Only the nodes that are needed are worked out: all between the first and the last, or, where every wavelength is a
+    node (LAMOST's own pixels), those alone.
     """
     position = grid.position(log_wavelength)
     nearest = np.rint(position)

@@ -260,8 +260,8 @@ class ResolutionMatrix:
         mask : ndarray of bool, optional
             True where the input is bad (added to the spectrum's own and to non-finite flux).
         max_masked : float
-            Largest share of an output pixel's kernel that may fall on bad or missing input; beyond it the pixel is NaN and
-            masked, below it the rest is renormalised.
+            Largest share of an output pixel's kernel that may fall on bad or missing input; beyond it the pixel is NaN
+            and masked, below it the rest is renormalised.
         preserve : {"flux", "continuum"}
             "continuum" divides by ``total``: a constant then stays exactly constant.
 
@@ -293,8 +293,8 @@ class ResolutionMatrix:
         own = to_vacuum_angstrom(self.input_axis, self.medium)
         if given.shape != own.shape or not np.all(np.abs(given - own) <= 1e-8 * own):
             raise ValueError(
-                f"the spectrum's axis ({given.size} pixels, {given[0]:.3f}-{given[-1]:.3f} A vacuum) is not the input axis "
-                f"that this matrix was made for ({own.size} pixels, {own[0]:.3f}-{own[-1]:.3f} A vacuum)"
+                f"the spectrum's axis ({given.size} pixels, {given[0]:.3f}-{given[-1]:.3f} A vacuum) is not the input "
+                f"axis that this matrix was made for ({own.size} pixels, {own[0]:.3f}-{own[-1]:.3f} A vacuum)"
             )
 
     def _apply(

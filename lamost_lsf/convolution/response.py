@@ -1,8 +1,8 @@
-"""What a constant spectrum becomes, and how much of each kernel lies beyond the template: both from the profiles alone.
+"""What a constant spectrum becomes, and how much of each kernel lies beyond the template, from the profiles alone.
 
-The discrete sums of the convolution differ from their integrals by the sampling (some 1e-7, more for a coarse template). The
-response to a constant is known independently of it, so every path is normalised to it: a constant spectrum then returns the
-integral itself, and exactly itself where the profile does not change with wavelength.
+The discrete sums of the convolution differ from their integrals by the sampling (some 1e-6, more for a coarse
+template). The response to a constant is known independently of it, so every path is normalised to it: a constant spectrum then
+returns the integral itself, and exactly itself where the profile does not change with wavelength.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Response:
     Attributes
     ----------
     total : ndarray (n_out,)
-        ``integral h(w - w'; w') dw'`` of a constant that goes on beyond the template's ends, with the kernels of its ends.
+        ``integral h(w - w'; w') dw'`` of a constant that goes on beyond the template's ends, with the kernels of those.
     missing : ndarray (n_out,)
         The part of ``total`` that comes from beyond the template's ends.
     share : ndarray (n_out,)
@@ -127,20 +127,19 @@ def _whole(table: LSFTable, output: np.ndarray) -> np.ndarray:
     def exact(wavelength: np.ndarray) -> np.ndarray:
         return _response(wavelength, table.offset, quadrature, table.profiles, table.zero, s0, inverse_ds, low, high)
 
-    # Away from the ends the response is as smooth as the LSF, so two points a node are enough; near them it has a kink,
-    # and beyond the reach of all that varies it is 1.
+    # Away from the ends the response is as smooth as the LSF, so as many points as it has nodes are enough; near them
+    # it has a kink, and beyond the reach of all that varies it is 1.
     inner = np.searchsorted(output, [low + above, high + below])
     outer = np.searchsorted(output, [low + below, high + above])
-    coarse = 2 * n
-    if inner[1] - inner[0] <= 2 * coarse:
+    if inner[1] - inner[0] <= 2 * n:
         out[outer[0] : outer[1]] = exact(output[outer[0] : outer[1]])
         return out
     out[outer[0] : inner[0]] = exact(output[outer[0] : inner[0]])
     out[inner[1] : outer[1]] = exact(output[inner[1] : outer[1]])
     first, last = output[inner[0]], output[inner[1] - 1]
-    points = np.geomspace(first, last, coarse)
+    points = np.geomspace(first, last, n)
     out[inner[0] : inner[1]] = _interpolate(
-        output[inner[0] : inner[1]], exact(points), np.log(first), (coarse - 1) / np.log(last / first)
+        output[inner[0] : inner[1]], exact(points), np.log(first), (n - 1) / np.log(last / first)
     )
     return out
 
@@ -158,7 +157,7 @@ def _response(output, offset, quadrature, profiles, zero, s0, inverse_ds, low, h
             wavelength = min(max(output[j] - offset[k] + z, low), high)
             i, t = node_position(np.log(wavelength), s0, inverse_ds, n_nodes)
             if shifts:
-                # w' = w - x + z(w'): z changes by some 1e-4 of w', so few steps converge; z is kept from offset to offset
+                # w' = w - x + z(w'): z changes by some 1e-4 of w', so few steps converge, from the z of the last offset
                 for _ in range(4):
                     a, b, c, d = lagrange4(t)
                     z = a * zero[i] + b * zero[i + 1] + c * zero[i + 2] + d * zero[i + 3]

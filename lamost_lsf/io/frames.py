@@ -79,8 +79,7 @@ def detector_factor(meta: Any) -> float:
         return 1.0
     if frame != "heliocentric":
         raise ValueError(
-            "meta['frame'] must be 'heliocentric' or 'topocentric' to find the detector's wavelengths, "
-            f"got {frame!r}"
+            f"meta['frame'] must be 'heliocentric' or 'topocentric' to find the detector's wavelengths, got {frame!r}"
         )
     velocity = _velocity(meta)
     if velocity is None:
@@ -204,9 +203,7 @@ def check_heliocentric(
     if warn and not agrees:
         name = meta.get("filename") or "header"
         found = "no HELIO_RV" if velocity is None else f"HELIO_RV = {velocity:.3f} km/s"
-        warnings.warn(
-            f"{name}: {found}, but time and target imply {computed:.3f} km/s", FrameWarning, stacklevel=2
-        )
+        warnings.warn(f"{name}: {found}, but time and target imply {computed:.3f} km/s", FrameWarning, stacklevel=2)
     unit = u.km / u.s
     return HeliocentricCheck(
         helio_rv=None if velocity is None else velocity * unit,

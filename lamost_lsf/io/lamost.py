@@ -163,9 +163,7 @@ def _open(file: Any) -> Iterator[tuple[fits.HDUList, str]]:
         return
     is_path = isinstance(file, (str, os.PathLike))
     if not is_path and not hasattr(file, "read"):
-        raise TypeError(
-            f"file must be a path, an open binary file or an HDUList, got {type(file).__name__}: {file!r}"
-        )
+        raise TypeError(f"file must be a path, an open binary file or an HDUList, got {type(file).__name__}: {file!r}")
     if is_path and not os.path.isfile(file):
         raise FileNotFoundError(f"no such file: {name}")
     with _damage(name):
@@ -211,9 +209,7 @@ def _columns(hdu: fits.BinTableHDU, names: tuple[str, ...], where: str) -> list[
         raise FormatError(f"{where}: the table is empty")
     present = {column.upper() for column in hdu.columns.names}
     if missing := [column for column in names if column not in present]:
-        raise FormatError(
-            f"{where}: column {', '.join(missing)} is missing, found {', '.join(sorted(present))}"
-        )
+        raise FormatError(f"{where}: column {', '.join(missing)} is missing, found {', '.join(sorted(present))}")
     with _damage(where):
         return [np.asarray(hdu.data[column]) for column in names]
 
@@ -259,9 +255,7 @@ def _assemble(
         )
     wavelength = np.exp(_LN10 * log_wavelength)
     if meta["header"].get("VACUUM", True) is False:
-        warnings.warn(
-            f"{where}: VACUUM is F; the wavelengths were converted from air", FrameWarning, stacklevel=3
-        )
+        warnings.warn(f"{where}: VACUUM is F; the wavelengths were converted from air", FrameWarning, stacklevel=3)
         wavelength = air_to_vacuum(wavelength)
     if wavelength[0] > wavelength[-1]:
         # Red exposures of the medium-resolution survey run from red to blue.
@@ -523,9 +517,7 @@ def read_lamost_mrs(
         raise ValueError(f"kind must be 'all', 'coadd' or 'single', got {kind!r}")
     with _open(file) as (hdus, name):
         if _survey(hdus, name) != "MRS":
-            raise FormatError(
-                f"{name}: a low-resolution file, expected tables COADD_B, COADD_R, B-<LMJM>, R-<LMJM>"
-            )
+            raise FormatError(f"{name}: a low-resolution file, expected tables COADD_B, COADD_R, B-<LMJM>, R-<LMJM>")
         extensions = _mrs_extensions(hdus)
         wanted = [
             extension
@@ -534,9 +526,7 @@ def read_lamost_mrs(
             and kind in ("all", "coadd" if extension.startswith("COADD") else "single")
         ]
         if not wanted:
-            raise FormatError(
-                f"{name}: no spectrum with arm={arm!r} and kind={kind!r}; it has {', '.join(extensions)}"
-            )
+            raise FormatError(f"{name}: no spectrum with arm={arm!r} and kind={kind!r}; it has {', '.join(extensions)}")
         header = _own_header(hdus[0].header, file)
         return SpectrumList(
             _read_mrs(hdus[extension], header, name, choice, bits, file).to_spectrum() for extension in wanted

@@ -91,16 +91,12 @@ def _identify(survey: str, origin: str, path: Any, fileobj: Any, args: tuple) ->
     return file is not None and sniff(file) == survey
 
 
-def identify_lamost_lrs(
-    origin: str, path: Any = None, fileobj: Any = None, *args: Any, **kwargs: Any
-) -> bool:
+def identify_lamost_lrs(origin: str, path: Any = None, fileobj: Any = None, *args: Any, **kwargs: Any) -> bool:
     """Whether a file is a LAMOST low-resolution spectrum, for astropy's registry."""
     return _identify("LRS", origin, path, fileobj, args)
 
 
-def identify_lamost_mrs(
-    origin: str, path: Any = None, fileobj: Any = None, *args: Any, **kwargs: Any
-) -> bool:
+def identify_lamost_mrs(origin: str, path: Any = None, fileobj: Any = None, *args: Any, **kwargs: Any) -> bool:
     """Whether a file is a LAMOST medium-resolution one, for astropy's registry."""
     return _identify("MRS", origin, path, fileobj, args)
 
@@ -119,9 +115,7 @@ def _load_lrs(file_obj: Any, mask: str = "and", bits: int | None = None) -> Spec
     force=True,
     autogenerate_spectrumlist=False,
 )
-def _load_mrs(
-    file_obj: Any, mask: str = "and", bits: int | None = None, extension: str | None = None
-) -> Spectrum:
+def _load_mrs(file_obj: Any, mask: str = "and", bits: int | None = None, extension: str | None = None) -> Spectrum:
     """`read_lamost` of one extension of a medium-resolution file."""
     return read_lamost(file_obj, mask=mask, bits=bits, extension=extension)
 

@@ -45,8 +45,19 @@ class IPArchive:
 
     Examples
     --------
-    >>> archive = IPArchive("models/")                                    # doctest: +SKIP
-    >>> archive.lsf(spectrograph=1, time=Time("2017-01-05T14:00"), fiber=12)   # doctest: +SKIP
+    >>> import tempfile
+    >>> import astropy.units as u, numpy as np
+    >>> from astropy.time import Time
+    >>> from lamost_lsf import IPArchive, NeuralIP
+    >>> x = np.linspace(-8.335, 9.25, 600)
+    >>> model = NeuralIP([np.zeros((600, 3))], [np.exp(-0.5 * (x / 1.2) ** 2)], offset=x,
+    ...                  label_min=[82820000, 0, 4046.565], label_max=[83190000, 249, 5790.670])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.write(f"{folder}/01_b_2017.safetensors")
+    ...     archive = IPArchive(folder)
+    ...     lsf = archive.lsf(spectrograph=1, time=Time("2017-01-05T14:00"), fiber=12)
+    >>> print(f"{lsf.profile(5000 * u.AA).fwhm:.3f}")
+    2.826 Angstrom
     """
 
     def __init__(self, path: str | PathLike) -> None:

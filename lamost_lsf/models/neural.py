@@ -88,8 +88,24 @@ class NeuralIP(IPModel):
     -----
     A label outside the trained range raises `OutOfRangeError` unless ``extrapolate=True`` is passed where the profile
     or the LSF is asked for. Networks extrapolate poorly; the paper itself warns of wavelengths between its lines
-    (section 4). Ranges are taken to the precision of single numbers, which a file may keep them in: a label that departs by
+    (section 4). Ranges are taken to the precision of float32, which a file may keep them in: a label that departs by
     less than that (10 minutes, 5e-4 A) is inside.
+
+    Examples
+    --------
+    A network without a hidden layer that gives the same profile everywhere:
+
+    >>> import astropy.units as u, numpy as np
+    >>> from astropy.time import Time
+    >>> from lamost_lsf import NeuralIP
+    >>> x = np.linspace(-8.335, 9.25, 600)
+    >>> model = NeuralIP([np.zeros((600, 3))], [np.exp(-0.5 * (x / 1.2) ** 2)], offset=x,
+    ...                  label_min=[82820000, 0, 4046.565], label_max=[83190000, 249, 5790.670])
+    >>> ip = model.profile(time=Time("2017-01-05T14:00"), fiber=[12, 13], wavelength=5000 * u.AA)
+    >>> ip.shape
+    (2,)
+    >>> print(f"{ip[0].fwhm:.3f}")
+    2.826 Angstrom
     """
 
     needs_time = True

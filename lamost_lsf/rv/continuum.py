@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.polynomial.legendre import legval, legvander
+from functools import lru_cache
 
-__all__ = ["PolynomialContinuum", "fit_upper_continuum", "scaled_position"]
+import numpy as np
+from numpy.polynomial.legendre import leggauss, legval, legvander
+
+__all__ = ["FixedContinuum", "PolynomialContinuum", "evaluate_continuum", "fit_upper_continuum", "scaled_position"]
 
 
 def scaled_position(wavelength: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Wavelengths mapped to [-1, 1] of a window."""
+    """Wavelengths mapped so that ``low`` and ``high`` are -1 and 1."""
     return 2.0 * (wavelength - low) / (high - low) - 1.0
+
+
+@lru_cache(maxsize=64)
+def _product_table(degree: int) -> np.ndarray:
+    """Products of Legendre polynomials as Legendre series: ``P_i P_j = sum_k table[k, i, j] P_k``."""
+    x, w = leggauss(2 * degree + 1)
+    p = legvander(x, 2 * degree)
+    norm = np.arange(2 * degree + 1) + 0.5
+    return np.einsum("q,qk,k,qi,qj->kij", w, p, norm, p[:, : degree + 1], p[:, : degree + 1], optimize=True)
 
 
 class PolynomialContinuum:
@@ -20,60 +31,149 @@ class PolynomialContinuum:
 
     Parameters
     ----------
-    design : ndarray (n, p)
-        Legendre polynomials at the pixels.
+    position : ndarray (n,)
+        Pixels on the scale of the Legendre polynomials, -1 to 1.
+    degree : int
     data, ivar : ndarray (n,)
         Flux and inverse variance; 0 for unused pixels.
     """
 
-    def __init__(self, design: np.ndarray, data: np.ndarray, ivar: np.ndarray) -> None:
-        self.design = design
-        n, p = design.shape
-        self.n_parameters = p
-        # moments needed for all trial models are then two matrix products
-        self._quadratic = ((design[:, :, None] * design[:, None, :]) * ivar[:, None, None]).reshape(n, p * p)
-        self._linear = design * (ivar * data)[:, None]
+    def __init__(self, position: np.ndarray, degree: int, data: np.ndarray, ivar: np.ndarray) -> None:
+        legendre = legvander(position, 2 * degree)
+        self._moments = legendre * ivar[:, None]
+        self._linear = legendre[:, : degree + 1] * (ivar * data)[:, None]
+        self._products = _product_table(degree).reshape(2 * degree + 1, -1)
         self._data_square = float(np.sum(ivar * data**2))
+        root = np.sqrt(ivar)
+        self._root = root
+        self.data = root * data
+        # Orthonormal over the pixels in use: the normal equations of one model are then as well conditioned as its own
+        # variation lets them be, and polynomials that the pixels cannot tell apart (a gap in the data) drop out.
+        self._basis, singular, vt = np.linalg.svd(legendre[:, : degree + 1] * root[:, None], full_matrices=False)
+        keep = singular > 1e-10 * singular[0] if singular[0] > 0 else np.zeros(singular.size, dtype=bool)
+        self._basis = self._basis[:, keep]
+        self._design = legendre[:, : degree + 1] @ (vt[keep].T / singular[keep])
+        self.n_parameters = int(np.count_nonzero(keep))
 
-    def solve(self, models: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Chi-square (k,) and coefficients (k, p) of the best polynomial of each model (k, n).
+    def coarse(self, models: np.ndarray) -> np.ndarray:
+        """Chi-square (k,) of many models (k, n) at once, for the search: two matrix products.
 
-        Infinite chi-square where the normal equations are singular (a model that is 0 wherever there are data).
+        The normal matrix of every model follows from 2 degree + 1 moments, for products of polynomials are polynomials. Good
+        to 1e-5 of ``sum(ivar data^2)`` at worst, where the pixels barely determine the polynomial; infinite where a model is 0
+        wherever there are data.
         """
-        p = self.n_parameters
-        a = (models**2 @ self._quadratic).reshape(-1, p, p)
+        k = models.shape[0]
+        p = self._linear.shape[1]
+        a = ((models**2 @ self._moments) @ self._products).reshape(k, p, p)
         b = models @ self._linear
-        # the scale of the model is arbitrary; without this a template in physical units is singular to rounding
-        scale = np.sqrt(np.einsum("kii->ki", a))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            inverse = np.where(scale > 0, 1.0 / scale, 0.0)
-        a = a * inverse[:, :, None] * inverse[:, None, :]
-        bad = ~np.all(np.isfinite(a), axis=(1, 2)) | np.any(scale <= 0, axis=1)
+        # the scale of a model is arbitrary; without this a template in physical units is singular to rounding
+        diagonal = np.einsum("kii->ki", a)
+        bad = ~(np.all(np.isfinite(a), axis=(1, 2)) & np.all(diagonal > 0, axis=1))
+        inverse = 1.0 / np.sqrt(np.where(bad[:, None], 1.0, diagonal))
+        a = a * inverse[:, :, None] * inverse[:, None, :] + 1e-11 * np.eye(p)
         a[bad] = np.eye(p)
         b = np.where(bad[:, None], 0.0, b * inverse)
-        try:
-            x = np.linalg.solve(a, b[..., None])[..., 0]
-        except np.linalg.LinAlgError:
-            x = np.stack([np.linalg.lstsq(ai, bi, rcond=1e-12)[0] for ai, bi in zip(a, b, strict=True)])
-        chi2 = self._data_square - np.einsum("kp,kp->k", b, x)
-        return np.where(bad, np.inf, chi2), x * inverse
+        x = np.linalg.solve(a, b[..., None])[..., 0]
+        return np.where(bad, np.inf, self._data_square - np.einsum("kp,kp->k", b, x))
+
+    def _solve(self, model: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients in the orthonormal basis and the weighted model (n,) of one model (n,)."""
+        g = self._basis * model[:, None]
+        a, b = g.T @ g, g.T @ self.data
+        scale = np.trace(a)
+        if not (np.isfinite(scale) and scale > 0):
+            return np.zeros(b.size), np.full(model.size, np.nan)
+        # a deep line over all the pixels that fix one coefficient must not stop a fit
+        x = np.linalg.solve(a + 1e-14 * scale * np.eye(b.size), b)
+        return x, g @ x
+
+    def chi2(self, model: np.ndarray) -> float:
+        """Chi-square of one model (n,), from the residuals themselves; NaN where the model is 0 at all pixels in use."""
+        _, fit = self._solve(model)
+        return float(np.sum((self.data - fit) ** 2))
 
     def best_model(self, model: np.ndarray) -> np.ndarray:
-        """Model times its best polynomial (n,), of one model (n,)."""
-        _, x = self.solve(model[None])
-        return model * (self.design @ x[0])
+        """Model times its best polynomial (n,), of one model (n,), at all pixels."""
+        x, _ = self._solve(model)
+        return model * (self._design @ x)
+
+    def significance(self, model: np.ndarray) -> tuple[float, float, np.ndarray]:
+        """How much of a star there is: amplitude and drop of the chi-square of adding ``model`` (n,) to a polynomial.
+
+        Returns
+        -------
+        amplitude : float
+            1 where the lines are as deep as the model's, 0 where there are none.
+        gain : float
+        fit : ndarray (n,)
+            Polynomial plus amplitude times model, weighted by 1 / error.
+        """
+        weighted = self._root * model
+        other = weighted - self._basis @ (self._basis.T @ weighted)
+        polynomial = self._basis @ (self._basis.T @ self.data)
+        norm, dot = float(other @ other), float(other @ self.data)
+        if not norm > 0:
+            return 0.0, 0.0, polynomial
+        return dot / norm, dot**2 / norm, polynomial + (dot / norm) * other
+
+    def coarse_of(self, data: np.ndarray, models: np.ndarray) -> np.ndarray:
+        """`coarse` of other, weighted, data (n,) at the same pixels and errors."""
+        from copy import copy
+
+        other = copy(self)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            plain = np.where(self._root > 0, data / self._root, 0.0)
+        legendre = self._moments[:, : self._linear.shape[1]]
+        other._linear = legendre * plain[:, None]
+        other._data_square = float(data @ data)
+        return other.coarse(models)
 
 
-def legendre_design(wavelength: np.ndarray, low: float, high: float, degree: int) -> np.ndarray:
-    """Legendre polynomials 0..degree at the pixels of a window: shape (n, degree + 1)."""
-    return legvander(scaled_position(wavelength, low, high), degree)
+class FixedContinuum(PolynomialContinuum):
+    """Chi-square of normalised models against a spectrum whose continuum was fitted beforehand; one free scale.
+
+    The scale makes up for what noise does to a fit that drops pixels below it: the continuum of a noisy spectrum runs through
+    the upper part of its noise.
+    """
+
+    def __init__(
+        self, position: np.ndarray, degree: int, data: np.ndarray, ivar: np.ndarray, continuum: np.ndarray
+    ) -> None:
+        super().__init__(position, degree, data, ivar)
+        self._continuum = continuum
+        # the polynomial was fitted, to the same pixels, before
+        self.n_parameters += 1
+
+    def _scaled(self, models: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weighted models times continuum, and their best scales (k,)."""
+        weighted = models * (self._root * self._continuum)
+        square = np.einsum("kn,kn->k", weighted, weighted)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return weighted, (weighted @ data) / square
+
+    def coarse(self, models: np.ndarray) -> np.ndarray:
+        """Chi-square (k,) of many normalised models (k, n)."""
+        return self.coarse_of(self.data, models)
+
+    def coarse_of(self, data: np.ndarray, models: np.ndarray) -> np.ndarray:
+        """`coarse` of other, weighted, data (n,)."""
+        weighted, scale = self._scaled(models, data)
+        chi2 = data @ data - scale * (weighted @ data)
+        return np.where(np.isfinite(chi2), chi2, np.inf)
+
+    def _solve(self, model: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        weighted, scale = self._scaled(model[None], self.data)
+        return scale, scale[0] * weighted[0]
+
+    def best_model(self, model: np.ndarray) -> np.ndarray:
+        """Model times continuum and scale (n,)."""
+        return model * self._continuum * self._solve(model)[0][0]
 
 
 def fit_upper_continuum(
-    wavelength: np.ndarray,
+    position: np.ndarray,
     flux: np.ndarray,
     weight: np.ndarray,
-    window: tuple[float, float],
     degree: int,
     *,
     low_clip: float = 1.0,
@@ -84,10 +184,8 @@ def fit_upper_continuum(
 
     Parameters
     ----------
-    wavelength, flux, weight : ndarray (n,)
-        Angstrom; weight 0 for unused pixels.
-    window : tuple of float
-        Wavelengths mapped to [-1, 1].
+    position, flux, weight : ndarray (n,)
+        Pixels mapped to [-1, 1]; weight 0 for unused ones.
     degree : int
     low_clip, high_clip : float
         Residuals beyond these many standard deviations below and above are dropped.
@@ -98,7 +196,7 @@ def fit_upper_continuum(
     ndarray (degree + 1,)
         Legendre coefficients; evaluate them with `evaluate_continuum`.
     """
-    design = legendre_design(wavelength, *window, degree)
+    design = legvander(position, degree)
     keep = weight > 0
     coefficients = np.zeros(degree + 1)
     for _ in range(iterations):
@@ -113,6 +211,6 @@ def fit_upper_continuum(
     return coefficients
 
 
-def evaluate_continuum(coefficients: np.ndarray, wavelength: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Value of a continuum from `fit_upper_continuum` at wavelengths (Angstrom)."""
-    return legval(scaled_position(wavelength, *window), coefficients)
+def evaluate_continuum(coefficients: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Value of a continuum from `fit_upper_continuum` at positions on its scale."""
+    return legval(position, coefficients)

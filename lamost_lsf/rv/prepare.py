@@ -26,7 +26,10 @@ SEGMENT_HALF_WIDTH = 150.0
 
 @dataclass(frozen=True)
 class Pixels:
-    """Pixels of one window: vacuum Angstrom, flux scaled to order 1, inverse variance (0 where unusable) and the scale."""
+    """Pixels of one window, from its first to its last usable one.
+
+    Vacuum Angstrom, flux divided by ``scale`` to be of order 1, inverse variance of that (0 where unusable).
+    """
 
     wavelength: np.ndarray
     flux: np.ndarray
@@ -34,7 +37,9 @@ class Pixels:
     scale: float
 
 
-def window_limits(window: u.Quantity | tuple[u.Quantity, u.Quantity] | None, wavelength: np.ndarray) -> tuple[float, float]:
+def window_limits(
+    window: u.Quantity | tuple[u.Quantity, u.Quantity] | None, wavelength: np.ndarray
+) -> tuple[float, float]:
     """Window (low, high) in Angstrom.
 
     Parameters
@@ -47,7 +52,7 @@ def window_limits(window: u.Quantity | tuple[u.Quantity, u.Quantity] | None, wav
     if window is None:
         return float(wavelength[0]), float(wavelength[-1])
     if isinstance(window, tuple | list):
-        window = u.Quantity([to_angstrom(w, "window") for w in window], u.AA)
+        window = u.Quantity([to_angstrom(w, "each end of window") for w in window], u.AA)
     limits = to_angstrom(window, "window")
     if limits.ndim == 0:
         limits = limits + np.array([-SEGMENT_HALF_WIDTH, SEGMENT_HALF_WIDTH])
@@ -62,14 +67,30 @@ def window_limits(window: u.Quantity | tuple[u.Quantity, u.Quantity] | None, wav
 
 
 def velocity_limits(velocity_range: u.Quantity | tuple[float, float]) -> tuple[float, float]:
-    """Trial velocities (low, high), km/s; bare numbers are km/s."""
-    if isinstance(velocity_range, u.Quantity):
-        velocity_range = velocity_range.to_value(u.km / u.s)
-    low, high = (float(v) for v in velocity_range)
+    """Trial velocities (low, high), km/s; bare numbers are km/s.
+
+    Raises
+    ------
+    TypeError
+        Not two numbers, or a unit that is not one of velocity.
+    ValueError
+        Limits that do not increase, or beyond 30,000 km/s.
+    """
+    unit = u.km / u.s
+    try:
+        if not isinstance(velocity_range, u.Quantity):
+            velocity_range = [v.to_value(unit) if isinstance(v, u.Quantity) else v for v in velocity_range]
+        else:
+            velocity_range = velocity_range.to_value(unit)
+        low, high = (float(v) for v in velocity_range)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"velocity_range must be two velocities, e.g. (-500, 500) * u.km / u.s, got {velocity_range!r} ({error})"
+        ) from None
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise ValueError(f"velocity_range must be two increasing velocities, got {velocity_range}")
+        raise ValueError(f"velocity_range must be two increasing finite velocities, got {low} to {high} km/s")
     if max(abs(low), abs(high)) > 30_000:
-        raise ValueError("velocity_range must stay within 30,000 km/s")
+        raise ValueError(f"velocity_range must stay within 30,000 km/s, got {low} to {high} km/s")
     return low, high
 
 
@@ -98,11 +119,14 @@ def pixels_in_window(
     bad = ~np.isfinite(flux) | ~np.isfinite(ivar) | ~(ivar > 0)
     if spectrum.mask is not None:
         bad |= np.asarray(spectrum.mask, dtype=bool)
-    flux, ivar = np.where(bad, 0.0, flux)[here], np.where(bad, 0.0, ivar)[here]
-    good = ivar > 0
-    scale = float(np.median(np.abs(flux[good]))) if np.any(good) else 1.0
-    scale = scale if scale > 0 else 1.0
-    return Pixels(wavelength[here], flux / scale, ivar * scale**2, scale), (low, high)
+    wavelength, flux, ivar = wavelength[here], np.where(bad, 0.0, flux)[here], np.where(bad, 0.0, ivar)[here]
+    good = np.flatnonzero(ivar)
+    if not good.size:
+        return Pixels(wavelength, flux, ivar, 1.0), (low, high)
+    # neither templates nor LSF need reach unusable ends, and the polynomial is scaled to what there is
+    ends = slice(good[0], good[-1] + 1)
+    scale = float(np.median(np.abs(flux[good]))) or 1.0
+    return Pixels(wavelength[ends], flux[ends] / scale, ivar[ends] * scale**2, scale), (low, high)
 
 
 def _inverse_variance(spectrum: Spectrum) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Random numbers that depend on labels alone: the same for the same labels, in whatever order they are asked for.
 
-An instrument's fibre 17 must be the same fibre in every exposure, and a night the same night for every fibre. A stream of
-random numbers cannot give that without storing all of it; a hash of the labels can.
+An instrument's fibre 17 must be the same fibre in every exposure, and a night the same night for every fibre. A
+stream of random numbers cannot give that without storing all of it; a hash of the labels can.
 """
 
 from __future__ import annotations

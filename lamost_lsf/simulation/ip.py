@@ -12,7 +12,7 @@ from lamost_lsf.errors import OutOfRangeError
 from lamost_lsf.models.base import IPModel
 from lamost_lsf.models.neural import LAMOST_WINDOWS, N_SAMPLES
 from lamost_lsf.simulation._random import deviate
-from lamost_lsf.simulation.optics import PARAMETERS, characteristic, frequencies, series
+from lamost_lsf.simulation.optics import PARAMETERS, SLIT_SECOND_MOMENT, characteristic, frequencies, series
 from lamost_lsf.time import lmjm_to_time, season, time_to_lmjm
 from lamost_lsf.units import to_angstrom, to_vacuum_angstrom
 
@@ -30,6 +30,7 @@ N_FIBER = 250
 # One stretch of wavelength for both arms' optics: what the red disperses more, it blurs more.
 _SCALE = {"blue": 1.0, "red": PIXEL_WIDTH["red"] / PIXEL_WIDTH["blue"]}
 _ARM_CODE = {"blue": 1, "red": 2}
+_N_SMOOTH = 8  # names of smooth functions are 1-7
 _MARGIN = 90.0  # Angstrom beyond the detector where the optics are still described
 _MEAN_TEMPERATURE, _TEMPERATURE_SWING, _NIGHT_TEMPERATURE, _COOLING = 5.0, 12.0, 2.0, 0.35
 
@@ -37,8 +38,10 @@ _MEAN_TEMPERATURE, _TEMPERATURE_SWING, _NIGHT_TEMPERATURE, _COOLING = 5.0, 12.0,
 class SimulatedIP(IPModel):
     """Analytic instrumental profile of a LAMOST-like spectrograph arm: a known truth to test against.
 
-    A disc of a fibre behind a slit two thirds as wide, convolved with a Gaussian core and wing, the disc of a defocused pupil, a
-    coma-like skew tail on either side, and a pixel. Widths, defocus, coma and illumination vary smoothly with fibre, wavelength
+    A disc of a fibre behind a slit two thirds as wide, convolved with a Gaussian core and wing, the disc of a
+    defocused pupil, a
+    coma-like skew tail on either side, and a pixel. Widths, defocus, coma and illumination vary smoothly with fibre,
+    wavelength
     and the temperature of the night, jump from season to season, and scatter from fibre to fibre.
 
     Parameters
@@ -57,7 +60,8 @@ class SimulatedIP(IPModel):
     epoch : `~astropy.time.Time` or None
         From then on profiles are wider and the asymmetry is turned over in part of the arm (Figure 10).
     offset : array_like `~astropy.units.Quantity`, optional
-        Uniform offsets that `profile` and `at` sample; the 600 points of LAMOST's window by default. `evaluate` needs none.
+        Uniform offsets that `profile` and `at` sample; the 600 points of LAMOST's window by default. `evaluate`
+        needs none.
 
     Raises
     ------
@@ -66,7 +70,8 @@ class SimulatedIP(IPModel):
 
     Notes
     -----
-    Between `epoch` changes the shape is a smooth function of fibre, wavelength and `temperature`, but for the scatter. Areas
+    Between `epoch` changes the shape is a smooth function of fibre, wavelength and `temperature`, but for the
+    scatter. Areas
     are 1 over all offsets; a window may cut off up to 1e-4.
 
     Examples
@@ -78,7 +83,7 @@ class SimulatedIP(IPModel):
     >>> profile = ip.profile(time=Time("2017-01-10T15:00"), fiber=[20, 155], wavelength=4359.56 * u.AA)
     >>> profile.shape
     (2,)
-    >>> bool(profile[1].sigma > 1.15 * profile[0].sigma)        # fibre 155 is defective
+    >>> bool(profile[1].sigma > 1.1 * profile[0].sigma)        # fibre 155 is defective
     True
     """
 
@@ -116,6 +121,8 @@ class SimulatedIP(IPModel):
         self._epoch = np.inf if epoch is None else float(time_to_lmjm(epoch))
         low, high = ARM_LIMITS[arm]
         self.wavelength_range = (low - _MARGIN, high + _MARGIN)
+        labels = (self.seed, self.spectrograph, _ARM_CODE[arm])
+        self._coefficients = deviate(*labels, np.arange(_N_SMOOTH)[:, None], np.arange(9))
         self.offset = np.linspace(*LAMOST_WINDOWS[arm], N_SAMPLES) if offset is None else _uniform(offset)
         self.meta = {
             "model": "SimulatedIP",
@@ -171,12 +178,10 @@ class SimulatedIP(IPModel):
         columns = self._parameters(lmjm, fibers, vacuum)
         return {name: columns[:, i].reshape(shape) for i, name in enumerate(PARAMETERS)}
 
-    def _coefficient(self, name: int, index: int) -> float:
-        return float(deviate(self.seed, self.spectrograph, _ARM_CODE[self.arm], name, index))
-
     def _smooth(self, name: int, f: np.ndarray, x: np.ndarray, t: np.ndarray, year: np.ndarray) -> np.ndarray:
-        """Random smooth function of order 1: quadratic in fibre and wavelength, linear in temperature, jumping each season."""
-        c = [self._coefficient(name, i) for i in range(9)]
+        """Random smooth function of order 1: quadratic in fibre and wavelength, linear in temperature, jumping each
+        season."""
+        c = self._coefficients[name]
         jump = deviate(self.seed, self.spectrograph, _ARM_CODE[self.arm], name, 100, year)
         return (
             0.5 * c[0]
@@ -211,28 +216,32 @@ class SimulatedIP(IPModel):
 
         p = np.empty((lmjm.size, len(PARAMETERS)))
         focus, comatic = smooth(1), smooth(2)
-        # the camera's focal surface is tilted and curved against the detector; a signed radius keeps the profile smooth in it
-        defocus = scale * (0.55 + 0.40 * focus + 0.25 * late + fibre(11, 0.03))
+        # the camera's focal surface is tilted and curved against the detector; a signed radius keeps the profile
+        # smooth in it
+        defocus = scale * (0.55 + 0.40 * focus + 0.25 * late + fibre(11, 0.028))
         # turned over by the change of epoch at one end of the arm, weakened at the other
-        asymmetry = np.tanh(comatic * (1.0 - late * (1.1 - 0.6 * x)) + 0.35 * late + fibre(12, 0.06))
-        coma = scale * (0.43 + 0.02 * smooth(3) + 0.03 * late)
+        turned = 1.3 * comatic * (1.0 - late * (1.1 - 0.6 * x)) + 0.1 * late + fibre(12, 0.05)
+        asymmetry = turned / np.sqrt(1.0 + turned**2)
+        coma = scale**0.6 * (0.54 + 0.02 * np.tanh(smooth(3)) + 0.03 * late)
         red, blue = 0.5 * coma * (1.0 + asymmetry), 0.5 * coma * (1.0 - asymmetry)
-        p[:, 0] = 0.5 * scale * 2.15 * (1.0 - 0.02 * x) * (1.0 + fibre(13, 0.008))
-        p[:, 1] = np.tanh(0.08 * smooth(4) + fibre(14, 0.05))
-        p[:, 2] = scale * (0.64 + 0.02 * np.tanh(smooth(5)) + 0.05 * late) * np.exp(fibre(15, 0.01))
-        p[:, 3] = 0.012 * np.exp(0.3 * np.tanh(smooth(6)) + fibre(16, 0.1))
+        p[:, 0] = 0.5 * scale * 2.15 * (1.0 - 0.02 * x) * (1.0 + fibre(13, 0.007))
+        p[:, 1] = np.tanh(0.08 * smooth(4) + fibre(14, 0.045))
+        p[:, 2] = scale * (0.60 + 0.02 * np.tanh(smooth(5)) + 0.05 * late) * np.exp(fibre(15, 0.009))
+        p[:, 3] = 0.012 * np.exp(0.3 * np.tanh(smooth(6)) + fibre(16, 0.09))
         p[:, 4] = scale * 1.6
         p[:, 5] = defocus
         p[:, 6], p[:, 7] = red, blue
-        # The zero of the wavelength scale is the chief ray's, between the peak and the centroid of a skew image.
-        p[:, 8] = -0.6 * 2.0 * (red - blue) + 0.02 * scale * smooth(7)
         p[:, 9] = PIXEL_WIDTH[self.arm]
         if self.defective_fiber is not None:
             bad = fiber == self.defective_fiber
-            p[bad, 1] = 0.75
-            p[bad, 3] = 0.18
+            p[bad, 1] = 0.6
+            p[bad, 3] = 0.15
             p[bad, 2] *= 1.06
-            p[bad, 6] += 0.15 * scale
+            p[bad, 6] += 0.12 * scale
+        # The zero of the wavelength scale is the chief ray's: 85 % of the way from an unaberrated image's centre to the
+        # centroid, near the peak of a skew image. (A gamma distribution of shape 2 has the mean 2.)
+        centroid = 2.0 * (p[:, 6] - p[:, 7]) + p[:, 1] * p[:, 0] * SLIT_SECOND_MOMENT
+        p[:, 8] = -0.85 * centroid + 0.02 * scale * smooth(7)
         return p
 
     # -- profiles -----------------------------------------------------------------------------------------
@@ -254,25 +263,10 @@ class SimulatedIP(IPModel):
 
     def _check_labels(self, time: Time | None, fiber: np.ndarray | None, extrapolate: bool) -> None:
         super()._check_labels(time, fiber, extrapolate)
-        whole = np.issubdtype(fiber.dtype, np.number) and np.all(fiber == np.floor(fiber))
-        if not whole:
-            raise ValueError(f"fiber must be an integer 1-{N_FIBER}, got {fiber!r}")
         if not np.all((fiber >= 1) & (fiber <= N_FIBER)):
             raise OutOfRangeError(f"fiber must be 1-{N_FIBER}, got {fiber}")
 
-    def _check_wavelength(self, vacuum: np.ndarray) -> None:
-        low, high = self.wavelength_range
-        if vacuum.size and not (vacuum.min() >= low and vacuum.max() <= high):
-            raise OutOfRangeError(
-                f"wavelengths {vacuum.min():.1f}-{vacuum.max():.1f} A (vacuum) reach outside {low:.0f}-{high:.0f} A, "
-                f"the {self.arm} arm; pass extrapolate=True to go beyond"
-            )
-
-    def _evaluate(
-        self, time: np.ndarray | None, fiber: np.ndarray | None, wavelength: np.ndarray, extrapolate: bool
-    ) -> np.ndarray:
-        if not extrapolate:
-            self._check_wavelength(wavelength)
+    def _evaluate(self, time: np.ndarray | None, fiber: np.ndarray | None, wavelength: np.ndarray) -> np.ndarray:
         return self._profiles(self._parameters(time, fiber, wavelength), self.offset)
 
     @staticmethod

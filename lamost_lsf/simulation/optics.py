@@ -1,8 +1,8 @@
 """Profile of a fibre seen through a slit, an aberrated camera and a pixel: exact, from its characteristic function.
 
-The profile is a convolution, so its characteristic function is a product of closed forms and smooth integrals. Band-limited by
-the Gaussian core and of negligible extent beyond a few Angstrom, it is summed as a Fourier series: at any offset, to better than
-1e-8 of its peak, without a grid.
+The profile is a convolution, so its characteristic function is a product of closed forms and smooth integrals.
+Band-limited by the Gaussian core and of negligible extent beyond a few Angstrom, it is summed as a Fourier series:
+at any offset, to better than 1e-8 of its peak, without a grid.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-__all__ = ["PARAMETERS", "PERIOD", "add_series", "characteristic", "frequencies", "series"]
+__all__ = ["PARAMETERS", "PERIOD", "SLIT_SECOND_MOMENT", "add_series", "characteristic", "frequencies", "series"]
 
 #: Columns of the parameter array; lengths in Angstrom.
 PARAMETERS = (
@@ -32,12 +32,14 @@ PERIOD = 56.0
 SLIT_FRACTION = 2.0 / 3.0
 
 _N_NODES = 24
-# Slit: Gauss-Legendre over the chord of the fibre's disc. Pupil: Gauss-Chebyshev of the second kind over the chord of its disc.
-# Both discs are symmetric: half of the nodes do.
+# Slit: Gauss-Legendre over the chord of the fibre's disc. Pupil: Gauss-Chebyshev of the second kind over the chord
+# of its disc. Both discs are symmetric: half of the nodes do.
 _t, _w = np.polynomial.legendre.leggauss(_N_NODES)
 _SLIT_NODES = _t[_N_NODES // 2 :]
 _SLIT_WEIGHTS = (_w * np.sqrt(1.0 - (SLIT_FRACTION * _t) ** 2))[_N_NODES // 2 :]
-_SLIT_WEIGHTS = 2.0 * _SLIT_WEIGHTS / (2.0 * _SLIT_WEIGHTS.sum())
+_SLIT_WEIGHTS = _SLIT_WEIGHTS / _SLIT_WEIGHTS.sum()
+#: Mean square of the position in the slit, in units of its half-width.
+SLIT_SECOND_MOMENT = float(np.sum(_SLIT_WEIGHTS * _SLIT_NODES**2))
 _angle = np.pi * np.arange(1, _N_NODES // 2 + 1) / (_N_NODES + 1)
 _PUPIL_NODES = np.cos(_angle)
 _PUPIL_WEIGHTS = np.sin(_angle) ** 2 / np.sum(np.sin(_angle) ** 2)

@@ -87,6 +87,12 @@ def _deviation(
         return np.zeros_like(residual)
     total = np.sum(residual[used] ** 2)
     scale2 = (total - np.where(used, residual**2 / expected, 0.0)) / freedom
+    # Several outliers at once hide behind the scale that they inflate, not behind the median. Their ratio, for
+    # normal errors, scatters by 0.93 / sqrt(freedom): where it is too small, the median is right.
+    telling = used & (expected > 1e-9)
+    median = np.median(np.abs(residual[telling]) / np.sqrt(expected[telling])) / stats.norm.ppf(0.75)
+    if median < (1.0 - 2.5 * 0.93 / np.sqrt(np.min(freedom))) * np.sqrt(total / (np.min(freedom) + 1)):
+        scale2 = median**2
     scale2 = np.maximum(np.maximum(scale2, 0.0) * spread**2, np.maximum(floor, 1e-300) ** 2)
     ratio = np.where(expected > 1e-9, np.abs(residual) / np.sqrt(expected * scale2), 0.0)
     # beyond 37 sigma the probability of the tail has no float64
@@ -126,8 +132,8 @@ def _majority(pixel: np.ndarray, wavelength: np.ndarray, error: np.ndarray, degr
 
     square = refit(subsets)
     for keep, steps in ((_TRIALS, 2), (20, 10)):
-        best = np.argsort(np.partition(square, h - 1, axis=1)[:, :h].sum(axis=1), kind="stable")[:keep]
-        square = square[best]
+        total = np.partition(square, h - 1, axis=1)[:, :h].sum(axis=1)
+        square = square[np.argsort(total, kind="stable")[:keep]]
         for _ in range(steps):
             square = refit(np.argpartition(square, h - 1, axis=1)[:, :h])
     winner = np.argmin(np.partition(square, h - 1, axis=1)[:, :h].sum(axis=1))
@@ -230,7 +236,7 @@ def fit_and_clip(
     # First with a series of higher degree, where there are lines enough to fix it. A spectrograph that the
     # fitter's own curve cannot quite follow leaves residuals that swing slowly along the detector; around a stiff
     # curve the lines where they are largest would look like outliers and be thrown out one after the other.
-    flexible = degree + int(np.clip(n // 3 - (degree + 1), 0, 3))
+    flexible = degree + int(np.clip(n // 4 - (degree + 1), 0, 3))
     domain = (float(pixel.min()), float(pixel.max()))
 
     def fit_series(use: np.ndarray, sigma: np.ndarray | None) -> Model:

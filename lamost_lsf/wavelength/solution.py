@@ -30,8 +30,9 @@ __all__ = ["LINE_COLUMNS", "WavelengthSolution", "pixel_values"]
 
 #: Columns of `WavelengthSolution.lines` and their units (None: no unit).
 LINE_COLUMNS: dict[str, u.UnitBase | None] = {
-    "label": None,
+    # a number first: ECSV would take a first column's text that begins with # for a comment
     "pixel": None,
+    "label": None,
     "wavelength": u.AA,
     "error": u.AA,
     "residual": u.AA,
@@ -67,7 +68,7 @@ class WavelengthSolution:
         First and last pixel that the solution is for. It holds to the outer edges of these pixels; beyond
         them it is NaN.
     lines : `~astropy.table.QTable`
-        One row for each line that was offered: ``label``; ``pixel``; ``wavelength`` (vacuum); ``error`` (NaN
+        One row for each line that was offered: ``pixel``; ``label``; ``wavelength`` (vacuum); ``error`` (NaN
         where unknown); ``residual``, the listed minus the fitted wavelength; ``deviation``, the residual in
         sigma; ``leverage``; ``used``; ``reason``, empty for a used line, else why it was rejected.
     covariance : ndarray, shape (k, k)
