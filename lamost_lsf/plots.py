@@ -38,7 +38,7 @@ def plot_profile(
     legend: bool = True,
     **kwargs: Any,
 ) -> Axes:
-    r"""Instrumental profiles against the offset from the true wavelength.
+    """Instrumental profiles against the offset from the true wavelength.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ _OBSERVED, _MODEL, _ACCENT = "0.25", "#c1272d", "#0072b2"
 def _velocity(result: RVResult) -> str:
     if not result.success:
         return f"no velocity ({result.flags.reasons()})"
-    return f"RV = {result.rv.value:.2f} $\\pm$ {result.rv_err.value:.2f} km/s"
+    return f"RV = {result.rv.value:.2f} $\\pm$ {result.rv_err.value:.2f} km/s".replace("-", "\N{MINUS SIGN}")
 
 
 def plot_rv(result: RVResult, ax: Axes | None = None, *, legend: bool = True) -> Axes:
@@ -150,7 +150,7 @@ def plot_rv(result: RVResult, ax: Axes | None = None, *, legend: bool = True) ->
     used = np.asarray(result.used)
     ax.step(result.wavelength, result.flux / scale, where="mid", color=_OBSERVED, lw=0.9, label="observed")
     model = np.where(np.isfinite(result.model), result.model, np.nan) / scale
-    ax.plot(result.wavelength, model, color=_MODEL, lw=1.2, label=f"{result.template} at {_velocity(result)}")
+    ax.plot(result.wavelength, model, color=_MODEL, lw=1.2, label=f"model: {result.template}")
     if np.any(~used):
         ax.plot(
             result.wavelength[~used], result.flux[~used] / scale, "x", color=_ACCENT, ms=4, mew=0.8, label="not fitted"
@@ -192,21 +192,23 @@ def plot_rv_chi2(result: RVResult, ax: Axes | None = None) -> Axes:
     Parameters and result as `plot_rv`.
     """
     ax = _new_axes() if ax is None else ax
+    top = 1.0
     if result.trial_chi2.size:
-        # a small floor keeps the minimum on a logarithmic axis
-        ax.semilogy(
-            result.trial_velocity, np.maximum(result.trial_chi2 - np.min(result.trial_chi2), 0) + result.chi2_reduced,
-            color=_OBSERVED, lw=1.0,
-        )  # fmt: skip
+        # above the refined minimum, which lies between the trial velocities
+        excess = result.trial_chi2 - (result.chi2 if result.success else np.min(result.trial_chi2))
+        ax.semilogy(result.trial_velocity, np.maximum(excess, 1e-3), ".-", color=_OBSERVED, lw=0.8, ms=3, label="trial")
         ax.set_xlim(result.trial_velocity[0], result.trial_velocity[-1])
-    if result.success:
-        ax.axvline(result.rv.value, color=_MODEL, lw=1.0)
-        ax.annotate(
-            _velocity(result), (result.rv.value, 0.04), xycoords=("data", "axes fraction"), xytext=(6, 0),
-            textcoords="offset points", color=_MODEL, fontsize="small",
-        )  # fmt: skip
+        top = np.nanmax(excess)
+    if result.success and np.isfinite(result.rv_err.value):
+        rv, error = result.rv.value, result.rv_err.value
+        # dense towards the minimum, where the parabola falls to 0
+        near = np.concatenate([-np.geomspace(10 * error, 0.1 * error, 60), np.geomspace(0.1 * error, 10 * error, 60)])
+        ax.semilogy(rv + near, (near / error) ** 2, color=_MODEL, lw=1.2, label=_velocity(result))
+        ax.axhline(1.0, color="0.6", lw=0.8, ls=":")
+    ax.set_ylim(0.1, 8.0 * max(top, 10.0))
     ax.set_xlabel("trial velocity [km/s]")
-    ax.set_ylabel(r"$\chi^2 - \chi^2_\mathrm{min} + \chi^2_\nu$")
+    ax.set_ylabel(r"$\chi^2 - \chi^2_\mathrm{min}$")
+    ax.legend(loc="upper left", ncols=2, fontsize="small", frameon=False)
     return ax
 
 
@@ -219,7 +221,7 @@ def plot_rv_summary(result: RVResult, lsf: LSF | None = None, *, title: str = ""
     lsf : LSF, optional
         The one that was used, to be drawn at both ends and in the middle of the window.
     title : str
-        Heading; the file's name and the velocity by default.
+        Heading, before the velocity; the file's name by default.
 
     Returns
     -------
@@ -240,16 +242,25 @@ def plot_rv_summary(result: RVResult, lsf: LSF | None = None, *, title: str = ""
     plot_rv_chi2(result, chi2)
     if lsf is not None:
         low, high = _limits(result)
-        at = np.array([low, 0.5 * (low + high), high])
+        at = np.round([low, 0.5 * (low + high), high])
         first, last = lsf.wavelength_range
         at = np.clip(at, first, last)
-        profiles = plot_profile(lsf.profile(at * u.AA), figure.add_subplot(rows[2, 1]))
-        profiles.axvline(0, color="0.6", lw=0.8, zorder=0)
+        ip = lsf.profile(at * u.AA)
+        profiles = figure.add_subplot(rows[2, 1])
+        # what the asymmetry is: the profile beside its own mirror image
+        middle = ip[1].normalized("peak")
+        profiles.plot(
+            -middle.offset.to_value(u.AA), middle.flux, color="0.6", lw=1.0, ls="--", label="middle one, mirrored"
+        )
+        plot_profile(ip, profiles)
+        profiles.axvline(0, ymax=1.0 / 1.35, color="0.6", lw=0.8, zorder=0)
+        profiles.set_ylim(-0.05, 1.35)
+        profiles.legend(loc="upper center", ncols=2, fontsize="small", frameon=False)
         reach = _reach(lsf, at)
         profiles.set_xlim(-reach, reach)
         profiles.set_title(f"instrumental profile; centre {result.center!r} at lag 0 of the kernel", fontsize="small")
     name = str(result.provenance.get("filename") or "").replace("\\", "/").rsplit("/", 1)[-1]
-    figure.suptitle(title or "  ".join(part for part in (name, _velocity(result)) if part), fontsize="medium")
+    figure.suptitle("   ".join(part for part in (title or name, _velocity(result)) if part), fontsize="medium")
     return figure
 
 

@@ -38,7 +38,7 @@ def test_a_line_convolved_by_specutils_looks_like_the_profile(ip):
     expected = DENSITY.pdf(axis - axis[line]) * 0.4
     assert_allclose(out, expected, atol=2e-5)
     flipped = DENSITY.pdf(axis[line] - axis) * 0.4
-    assert np.max(np.abs(out - flipped)) > 0.05
+    assert np.max(np.abs(out - flipped)) > 0.015
 
 
 def test_astropy_convolve_agrees_with_the_convolution_integral(ip):
@@ -151,7 +151,7 @@ def test_on_a_logarithmic_axis_the_kernel_is_the_profile_at_that_wavelength(ip, 
     lag = np.arange(kernel.array.size) - kernel.array.size // 2
     response = DENSITY.pdf(at * np.exp(lag * step) - at)
     response[(at * np.exp(lag * step) - at > 14) | (at * np.exp(lag * step) - at < -6)] = 0
-    assert_allclose(kernel.array, response / response.sum(), atol=1e-3)
+    assert_allclose(kernel.array, response / response.sum(), atol=2e-6)
     assert kernel.meta["sampling"] == "log"
     assert kernel.meta["wavelength"] == at
 

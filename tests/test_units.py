@@ -45,7 +45,13 @@ def nist_transitions(path):
     lines = {}
     for row in path.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in row.split("|")]
-        if len(cells) > 6 and row[:1] in " \t" and len(cells[1].partition(".")[2]) >= 3 and "-" in cells[5]:
+        if (
+            len(cells) > 6
+            and row[:1] in " \t"
+            and cells[1].replace(".", "").isdigit()
+            and len(cells[1].partition(".")[2]) >= 3
+            and "-" in cells[5]
+        ):
             lines["".join(cells[5].split())] = float(cells[1])
     return lines
 

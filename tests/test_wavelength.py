@@ -186,6 +186,15 @@ def test_covariance_without_freedom_is_unknown():
     assert np.all(np.isnan(parameter_covariance(model, [0, 1, 2], [1, 2, 4])))
 
 
+def test_parameters_that_lines_do_not_fix_have_infinite_variance():
+    # two lines, three coefficients: the mean is fixed by neither of the others
+    model = Polynomial1D(2, c0=5000.0, c1=1.0, c2=0.0)
+    covariance = parameter_covariance(model, [-1.0, 1.0], [4999.0, 5001.0], error=[0.1, 0.1])
+    assert np.isinf(covariance[[0, 2], [0, 2]]).all()
+    # the slope is fixed: half the difference of two wavelengths
+    assert_allclose(covariance[1, 1], 2 * (0.1 / 2) ** 2)
+
+
 def test_fixed_parameters_have_no_covariance():
     model = Polynomial1D(2, c0=1.0, c1=2.0, c2=3.0, fixed={"c1": True})
     assert_allclose(parameter_jacobian(model, [2.0]), [[1.0, 4.0]])
@@ -415,6 +424,25 @@ def test_misidentified_lines_are_found_and_only_these():
     assert kept <= 2
 
 
+def test_a_line_at_the_end_cannot_hide_behind_its_leverage():
+    """0.8 A off, at an end where the curve follows the line: the residual that is left is a fraction of it."""
+    rng = np.random.default_rng(29)
+    found, left = 0, []
+    for _ in range(100):
+        _, pixel, wavelength = arc(20, rng)
+        wavelength[-1] += 0.8
+        kept = fit_wavelength_solution(pixel, wavelength * u.AA, domain=DOMAIN, sigma_clip=None)
+        left.append(kept.residuals()[-1].value)
+        solution = fit_wavelength_solution(pixel, wavelength * u.AA, domain=DOMAIN)
+        found += list(np.flatnonzero(~solution.lines["used"])) == [19]
+        # once rejected, its leave-one-out error is the plain residual, nearly all of the 0.8 A
+        if not solution.lines["used"][-1]:
+            assert solution.leave_one_out()[-1] == solution.residuals()[-1]
+            assert solution.residuals()[-1] > 0.4 * u.AA
+    assert np.median(left) < 0.4
+    assert found >= FOUND
+
+
 def test_reason_names_the_residual_and_its_size():
     rng = np.random.default_rng(16)
     _, pixel, wavelength = arc(30, rng)
@@ -499,6 +527,16 @@ def test_never_fewer_lines_than_the_curve_needs():
             absolute_error=True,
         )
     assert solution.n_used == 8
+
+
+def test_one_line_more_than_coefficients_tells_nothing_about_outliers():
+    pixel = np.array([3.0, 40, 120, 200])
+    wavelength = 5000 + pixel
+    wavelength[2] += 5
+    solution = fit_wavelength_solution(pixel, wavelength * u.AA, degree=2)
+    assert solution.n_used == 4
+    assert_array_equal(solution.lines["deviation"], 0)
+    assert np.isfinite(solution.uncertainty(100.0))
 
 
 def test_rejection_that_does_not_settle_warns():
@@ -613,6 +651,7 @@ def test_a_table_has_no_parameters_and_so_no_uncertainty():
     _, pixel, wavelength = arc(30, np.random.default_rng(24))
     solution = fit_wavelength_solution(pixel, wavelength * u.AA, fitter=fit_table, domain=DOMAIN, degree=4)
     assert np.isnan(solution.uncertainty([10.0, 20.0])).all()
+    assert solution.covariance.shape == (0, 0)
     assert_allclose(solution.wavelength_to_pixel(solution(1234.5)), 1234.5, atol=1e-9)
 
 
@@ -769,6 +808,10 @@ def test_bad_arguments_say_what_is_wrong(change, error, message):
 def test_bad_units_of_results(solution):
     with pytest.raises(ValueError, match="length, a velocity or pix"):
         solution.rms(u.s)
+    # three lines fix three coefficients and leave no freedom
+    parabola = Polynomial1D(2, c0=5000.0, c1=1.0)
+    exact = WavelengthSolution(parabola, (0, 9), solution.lines[:3], np.zeros((3, 3)), "mine")
+    assert np.isnan(exact.chi2_reduced)
     bare = fit_wavelength_solution(np.arange(9.0), np.arange(5000.0, 5009) * u.AA, degree=1)
     with pytest.raises(ValueError, match="needs errors"):
         bare.rms(weighted=True)

@@ -32,17 +32,18 @@ def centroid(counts, pixel, half=3):
 def test_whole_pixel_positions_scatter_by_the_rounding_error(data_dir):
     """Dolores' lines are listed at whole pixels: rounding alone scatters by 1/sqrt(12) = 0.289 pixel."""
     counts, pixel, air = rascal(data_dir, "dolores-red")
-    assert np.sum(pixel == np.round(pixel)) >= 34
+    assert np.allclose(pixel, np.round(pixel), rtol=0, atol=1e-9)
     rounded = fit_wavelength_solution(pixel, air * u.AA, medium="air", domain=(0, counts.size - 1))
     assert rounded.n_used == len(pixel)
     # 30 degrees of freedom
     assert rounded.rms(u.pix).value * np.sqrt(36 / 30) == pytest.approx(1 / np.sqrt(12), rel=0.25)
-    # re-centred on the counts, most of it goes; nothing shifts: positions count from 0 at the centre of a pixel
+    # re-centred on the counts (blends aside) most of it goes. Nothing shifts: pixel 0 is the first, and whole
+    # numbers are centres
     centers = centroid(counts, pixel)
     assert abs(np.mean(centers - pixel)) < 0.1
     measured = fit_wavelength_solution(centers, air * u.AA, medium="air", domain=(0, counts.size - 1))
-    assert measured.rms(u.pix) < 0.15 * u.pix
-    assert measured.n_used >= 0.9 * len(pixel)
+    assert measured.rms(u.pix) < 0.1 * u.pix
+    assert measured.n_used >= 0.8 * len(pixel)
 
 
 def test_ghts_lines_and_its_wrong_pairs(data_dir):

@@ -13,7 +13,7 @@ __all__ = ["Sersic"]
 
 @dataclass(frozen=True)
 class Sersic(PeakFit):
-    """Centre c of the best f = alpha exp(-|x - c|^d / (d g^d)) + a x + b (Liu et al. 2026, Eq. 6).
+    """Centre c of the best ``f = alpha exp(-|x - c|^d / (d g^d)) + a x + b`` (Liu et al. 2026, Eq. 6).
 
     All six parameters are fitted by least squares, weighted by 1 / error**2 where errors are given. The start
     is a Gaussian (d = 2) on the line through the window's ends; the optimum is converged to about 1e-7 of the

@@ -106,9 +106,10 @@ def read_observed(path: str, extension: str | None = None) -> Any:
 
 
 def add_template_argument(parser: argparse.ArgumentParser) -> None:
+    """Option ``--template`` of a sub-command."""
     parser.add_argument(
         "-t", "--template", dest="templates", metavar="FILE[::MEMBER]", nargs="+", required=True,
-        help="template spectra: PHOENIX, redrock, or any file that specutils reads; MEMBER chooses one of a file of several",
+        help="templates: PHOENIX, redrock, or any file that specutils reads; MEMBER chooses one of a file of several",
     )  # fmt: skip
 
 

@@ -122,7 +122,4 @@ class LSFChoice:
             labels = {"time": labels["time"], "fiber": labels["fiber"]}
             return [self._model.profile(wavelength=w, **labels, **options) for w in wavelength]
         self._need(labels, "spectrograph", "fiber", "time")
-        if self._archive is not None:
-            return [self._archive.profile(wavelength=w, **labels, **options) for w in wavelength]
-        spectrograph = labels.pop("spectrograph")
-        return [simulated_model(w, spectrograph, medium).profile(wavelength=w, **labels, **options) for w in wavelength]
+        return [self._archive.profile(wavelength=w, **labels, **options) for w in wavelength]

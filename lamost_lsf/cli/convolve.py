@@ -12,10 +12,11 @@ __all__ = ["add_parser", "run"]
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Parser of the sub-command, added to ``commands``."""
     parser = commands.add_parser(
         "convolve",
         help="convolve a template by the instrumental profile",
-        description="Convolve a template by the varying, asymmetric profile, onto the pixels of a spectrum or any grid.",
+        description="Convolve a template by the varying, asymmetric profile, onto a spectrum's pixels or any grid.",
         epilog=(
             "examples:\n"
             "  lamost-lsf convolve sun.fits --resolving-power 1800 --range 4000 5500 --step 0.5 -o seen.fits\n"
@@ -45,6 +46,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the sub-command; its exit status."""
     import numpy as np
 
     from lamost_lsf.convolution import convolve
@@ -65,9 +67,8 @@ def run(args: argparse.Namespace) -> int:
     result.meta["lsf"] = _describe(args)
     write_spectrum(result, args.output, overwrite=args.overwrite)
     masked = int(np.count_nonzero(result.mask)) if result.mask is not None else 0
-    note(
-        f"wrote {args.output}: {result.flux.size} pixels, {masked} masked, centre {result.meta['kernel_center']!r} at lag 0"
-    )
+    center = result.meta["kernel_center"]
+    note(f"wrote {args.output}: {result.flux.size} pixels, {masked} masked, centre {center!r} at lag 0")
     return 0
 
 

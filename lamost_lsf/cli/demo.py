@@ -16,19 +16,23 @@ WINDOW = (4900.0, 5400.0)
 VELOCITY_RANGE = (-500.0, 500.0)
 #: Signal-to-noise ratio (g) that the star should have: well above it the template, not the noise, limits the fit.
 SIGNAL_TO_NOISE = 60.0
+# A fibre of the simulated instrument whose profile is clearly skew and varies across the window.
+SPECTROGRAPH, FIBER = 11, 25
 _SUBCLASSES = ("F7", "F8", "F9", "G0", "G1", "G2", "G3", "G4")
 _SPECTRA, _TEMPLATES = "lamost/lrs_repeats_dr8", "templates/phoenix"
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Parser of the sub-command, added to ``commands``."""
     parser = commands.add_parser(
         "demo",
         help="measure the velocity of a star and draw it",
         description=(
-            "Read a LAMOST spectrum, convolve templates by an asymmetric profile that varies with wavelength, measure the "
-            "radial velocity, and draw spectrum, model, residuals, chi-square and profile. Without data everything is "
-            f"simulated. With LAMOST_LSF_DATA, a folder that has {_SPECTRA}/*.fits* and {_TEMPLATES}/*.npz, spectrum and "
-            "templates are real; the profile is that of the simulated instrument (LAMOST's own: lamost-lsf rv --archive)."
+            "Read a LAMOST spectrum, convolve templates by an asymmetric profile that varies with wavelength, measure "
+            "the radial velocity, and draw spectrum, model, residuals, chi-square and profile. Without data everything "
+            f"is simulated. With LAMOST_LSF_DATA, a folder that has {_SPECTRA}/*.fits* and {_TEMPLATES}/*.npz, "
+            "spectrum and templates are real; the profile is that of the simulated instrument (LAMOST's own: "
+            "lamost-lsf rv --archive)."
         ),
         epilog="example:\n  lamost-lsf demo --output demo.png",
     )
@@ -40,11 +44,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the sub-command; its exit status."""
     import astropy.units as u
 
     from lamost_lsf.plots import plot_rv_summary
     from lamost_lsf.rv import measure_rv
     from lamost_lsf.simulation import Observatory
+    from lamost_lsf.units import SPEED_OF_LIGHT
 
     if not Path(args.output).absolute().parent.is_dir():
         raise CommandError(f"folder {Path(args.output).absolute().parent} does not exist")
@@ -70,17 +76,17 @@ def run(args: argparse.Namespace) -> int:
     )
     if not result.success:
         raise CommandError(f"no velocity was measured: {result.flags.reasons()}")
-    expected = ""
     if "truth" in meta:
-        expected = f"; true {meta['truth']['velocity'].to_value(u.km / u.s):.2f}"
-    elif meta.get("z") is not None:
-        expected = f"; LAMOST pipeline {meta['z'] * 299792.458:.2f}"
-    scaled = result.rv_err_scaled.value
+        beside = f"true {meta['truth']['velocity'].to_value(u.km / u.s):.2f}"
+    else:
+        beside = (
+            f"LAMOST pipeline {meta['z'] * SPEED_OF_LIGHT:.2f}" if meta.get("z") is not None else "no pipeline velocity"
+        )
     print(
-        f"RV         {result.rv.value:.2f} +- {scaled:.2f} km/s, {result.frame} "
-        f"({result.rv_err.value:.2f} from the noise alone{expected})"
+        f"RV         {result.rv.value:.2f} +- {result.rv_err.value:.2f} km/s, {result.frame} "
+        f"(error scaled to chi2/dof: {result.rv_err_scaled.value:.2f}; {beside})"
     )
-    save_figure(plot_rv_summary(result, lsf), args.output, overwrite=True)
+    save_figure(plot_rv_summary(result, lsf, title=name), args.output, overwrite=True)
     print(f"plot       {args.output}")
     return 0
 
@@ -125,8 +131,8 @@ def _simulated() -> tuple[Any, list[Any]]:
         templates[1],
         Observatory(),
         time=Time(["2017-01-10T13:00", "2017-01-10T13:33", "2017-01-10T14:06"]),
-        fiber=31,
-        spectrograph=3,
+        fiber=FIBER,
+        spectrograph=SPECTROGRAPH,
         velocity=-42.0 * u.km / u.s,
         snr=60.0,
         center="sersic",

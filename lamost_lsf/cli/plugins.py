@@ -13,6 +13,7 @@ _COLUMNS = ("kind", "name", "origin", "version", "status")
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Parser of the sub-command, added to ``commands``."""
     parser = commands.add_parser(
         "plugins",
         help="list the centres and wavelength fitters, and broken plug-ins",
@@ -24,6 +25,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the sub-command; its exit status."""
     import warnings
 
     from lamost_lsf.errors import PluginWarning

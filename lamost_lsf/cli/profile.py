@@ -12,10 +12,11 @@ __all__ = ["add_parser", "run"]
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Parser of the sub-command, added to ``commands``."""
     parser = commands.add_parser(
         "profile",
         help="instrumental profile at a time, fibre and wavelength",
-        description="Width, shape and centres of the instrumental profile, and the profile itself as a table or a plot.",
+        description="Width, shape and centres of the instrumental profile; the profile itself as a table or a plot.",
         epilog=(
             "examples:\n"
             "  lamost-lsf profile --resolving-power 1800 --wavelength 4500 5500\n"
@@ -39,6 +40,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the sub-command; its exit status."""
     import astropy.units as u
     import numpy as np
 

@@ -24,6 +24,7 @@ __all__ = ["add_parser", "run"]
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Parser of the sub-command, added to ``commands``."""
     parser = commands.add_parser(
         "rv",
         help="radial velocities of spectra",
@@ -63,6 +64,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the sub-command; its exit status."""
     from astropy.table import vstack
 
     for path in (args.output, args.plot):

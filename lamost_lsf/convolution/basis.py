@@ -235,12 +235,12 @@ class IPBasis:
         second = np.diff(value, 2, axis=0) / log_step**2
         curved = float(np.abs(second @ (0.5 * lag**2 * self.components)).sum(axis=1).max())
         if value.shape[0] < 7:
-            return curved * grid_step
+            return float(curved * grid_step)
         # A node seen from its neighbours at one and three steps: cubic interpolation at twice the step, whose error is
         # 16 times that between nodes, or 4 times where the LSF has kinks.
         guess = (9.0 * (value[2:-4] + value[4:-2]) - (value[:-6] + value[6:])) / 16.0
         coarse = float(np.abs((guess - value[3:-3]) @ self.components).sum(axis=1).max())
-        return (curved + coarse / 8.0) * grid_step
+        return float((curved + coarse / 8.0) * grid_step)
 
 
 def _range(wavelength_range: u.Quantity | tuple[float, float]) -> tuple[float, float]:

@@ -202,7 +202,7 @@ class KernelTable:
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _project_profiles(nodes, zero, x0, x1, coefficients, step, first_lag, abscissae, weights, out):
+def _project_profiles(nodes, zero, x0, x1, coefficients, ends, taper, step, first_lag, abscissae, weights, out):
     n_cells = coefficients.shape[1]
     inverse_dx = n_cells / (x1 - x0)
     n_q = abscissae.size
@@ -220,7 +220,15 @@ def _project_profiles(nodes, zero, x0, x1, coefficients, step, first_lag, abscis
                 cell = min(max(int(p), 0), n_cells - 1)
                 t = (p - cell) / inverse_dx
                 c = coefficients[m, cell]
-                value = (c[0] + t * (c[1] + t * (c[2] + t * c[3]))) * w * weights[q] * (end - begin)
+                value = c[0] + t * (c[1] + t * (c[2] + t * c[3]))
+                if taper > 0.0:
+                    x = x0 + p / inverse_dx
+                    d, e = x - x0, x1 - x
+                    if d < taper:
+                        value -= (ends[m, 0] + ends[m, 1] * d) * (1.0 - d / taper) ** 2
+                    if e < taper:
+                        value -= (ends[m, 2] + ends[m, 3] * e) * (1.0 - e / taper) ** 2
+                value *= w * weights[q] * (end - begin)
                 share = lagrange8(u / step - lag)
                 i = lag - first_lag - 3
                 for a in range(8):
@@ -228,8 +236,14 @@ def _project_profiles(nodes, zero, x0, x1, coefficients, step, first_lag, abscis
             lag += 1
 
 
-def kernel_table(table: LSFTable, refinement: int) -> KernelTable:
-    """Bring the profiles of an `LSFTable` onto the lags of a logarithmic grid."""
+def kernel_table(table: LSFTable, refinement: int, taper: float = 0.0, ends: np.ndarray | None = None) -> KernelTable:
+    """Bring the profiles of an `LSFTable` onto the lags of a logarithmic grid.
+
+    With the length of a ``taper`` (Angstrom) and ``ends`` (n_node, 4), less the tapers of
+    `lamost_lsf.convolution.edges`.
+    """
+    if ends is None:
+        ends = np.zeros((table.nodes.size, 4))
     step = LOG_STEP / refinement
     low, high = table.reach
     first = int(np.floor(np.log1p(low / table.nodes[0]) / step)) - _TAPS
@@ -240,7 +254,8 @@ def kernel_table(table: LSFTable, refinement: int) -> KernelTable:
     abscissae, weights = np.polynomial.legendre.leggauss(6)
     coefficients = uniform_coefficients(table.offset_step, table.profiles)
     _project_profiles(
-        table.nodes, table.zero, table.offset[0], table.offset[-1], coefficients, step, first,
+        table.nodes, table.zero, table.offset[0], table.offset[-1], coefficients,
+        ends, taper, step, first,
         0.5 * (abscissae + 1.0), 0.5 * weights, kernels,
     )  # fmt: skip
     kernels /= step

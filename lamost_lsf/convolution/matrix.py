@@ -31,11 +31,11 @@ __all__ = ["ResolutionMatrix"]
 
 
 @njit(cache=True, error_model="numpy")
-def _count(shifted, output, low, high):
-    """Number of inputs whose window reaches each output, and the first of them; ``shifted`` increases."""
-    first = np.searchsorted(shifted, output - high, side="left")
-    last = np.searchsorted(shifted, output - low, side="right")
-    return first, last
+def _count(lower, upper, output, low, high):
+    """First of the inputs with a part of their pixel in the window of each output, and the end of them."""
+    first = np.searchsorted(upper, output - high, side="right")
+    last = np.searchsorted(lower, output - low, side="left")
+    return first, np.maximum(last, first)
 
 
 @njit(cache=True, error_model="numpy")
@@ -43,18 +43,21 @@ def _fill(
     wavelength,
     width,
     shifted,
+    lower,
+    upper,
     output,
     first,
     indptr,
     coefficients,
     x0,
-    inverse_dx,
+    x1,
     n_cells,
     s0,
     inverse_ds,
     data,
 ):
     n_nodes = coefficients.shape[0]
+    inverse_dx = n_cells / (x1 - x0)
     node = np.empty(wavelength.size, dtype=np.int64)
     weight = np.empty((wavelength.size, 4))
     for j in range(wavelength.size):
@@ -67,14 +70,20 @@ def _fill(
         start = indptr[i]
         for k in range(indptr[i + 1] - start):
             j = first[i] + k
-            p = (output[i] - shifted[j] - x0) * inverse_dx
+            # A pixel cut by an end of the window counts with its part inside, at the middle of that.
+            low, high = max(output[i] - upper[j], x0), min(output[i] - lower[j], x1)
+            if low > output[i] - upper[j] or high < output[i] - lower[j]:
+                x, part = 0.5 * (low + high), (high - low) / (upper[j] - lower[j])
+            else:
+                x, part = output[i] - shifted[j], 1.0
+            p = (x - x0) * inverse_dx
             cell = min(max(int(p), 0), n_cells - 1)
             t = (p - cell) / inverse_dx
             value = 0.0
             for a in range(4):
                 c = coefficients[node[j] + a, cell]
                 value += weight[j, a] * (c[0] + t * (c[1] + t * (c[2] + t * c[3])))
-            data[start + k] = value
+            data[start + k] = value * part
 
 
 def _table_matrix(table: LSFTable, wavelength: np.ndarray, width: np.ndarray, output: np.ndarray) -> sparse.csr_array:
@@ -87,14 +96,18 @@ def _table_matrix(table: LSFTable, wavelength: np.ndarray, width: np.ndarray, ou
         shift = np.zeros(wavelength.size)
     shifted = wavelength - shift
     x0, x1 = table.offset[0], table.offset[-1]
-    first, last = _count(shifted, output, x0, x1)
+    # pixels end half-way between their neighbours
+    middle = 0.5 * (shifted[1:] + shifted[:-1])
+    ends = shifted[[0, -1]] + np.array([-0.5, 0.5]) * width[[0, -1]]
+    edges = np.concatenate([ends[:1], middle, ends[1:]])
+    first, last = _count(edges[:-1], edges[1:], output, x0, x1)
     indptr = np.zeros(output.size + 1, dtype=np.int64)
     np.cumsum(last - first, out=indptr[1:])
     data = np.empty(indptr[-1])
     coefficients = uniform_coefficients(table.offset_step, table.profiles)
     n_cells = table.offset.size - 1
     _fill(
-        at, width, shifted, output, first, indptr, coefficients, x0, n_cells / (x1 - x0), n_cells,
+        at, width, shifted, edges[:-1], edges[1:], output, first, indptr, coefficients, x0, x1, n_cells,
         table.log_start, 1.0 / table.log_step, data,
     )  # fmt: skip
     indices = np.arange(indptr[-1]) - np.repeat(indptr[:-1] - first, last - first)

@@ -1,8 +1,8 @@
 """What a constant spectrum becomes, and how much of each kernel lies beyond the template, from the profiles alone.
 
 The discrete sums of the convolution differ from their integrals by the sampling (some 1e-6, more for a coarse
-template). The response to a constant is known independently of it, so every path is normalised to it: a constant spectrum then
-returns the integral itself, and exactly itself where the profile does not change with wavelength.
+template). The response to a constant is known independently of it, so every path is normalised to it: a constant
+spectrum then returns the integral itself, and exactly itself where the profile does not change with wavelength.
 """
 
 from __future__ import annotations

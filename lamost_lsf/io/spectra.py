@@ -1,7 +1,9 @@
-"""Spectra that the package writes: a table in FITS or ECSV, with mask and units, read back by ``Spectrum.read(path)``."""
+"""Spectra that the package writes: tables in FITS or ECSV, with mask and units, read by ``Spectrum.read(path)``."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import astropy.units as u
 import numpy as np
 from astropy.io import fits
 from astropy.nddata import InverseVariance, StdDevUncertainty, VarianceUncertainty
-from astropy.table import QTable, Table
+from astropy.table import QTable
 from specutils import Spectrum
 from specutils.io.registers import data_loader
 
@@ -46,8 +48,8 @@ def _format(path: str | os.PathLike) -> str:
 def write_spectrum(spectrum: Spectrum, path: str | os.PathLike, *, overwrite: bool = False) -> None:
     """Write one spectrum as a table of wavelength, flux, uncertainty (if it has one) and mask.
 
-    The file appears whole or not at all. ``Spectrum.read(path)`` reads it back, once ``lamost_lsf`` is imported; specutils alone
-    does where the flux has a unit.
+    The file appears whole or not at all. ``Spectrum.read(path)`` reads it back, once ``lamost_lsf`` is imported;
+    specutils alone does where the flux has a unit.
 
     Parameters
     ----------
@@ -71,7 +73,8 @@ def write_spectrum(spectrum: Spectrum, path: str | os.PathLike, *, overwrite: bo
     >>> from pathlib import Path
     >>> from specutils import Spectrum
     >>> from lamost_lsf.io import write_spectrum
-    >>> spectrum = Spectrum(flux=[1.0, 0.5, 1.0] * u.one, spectral_axis=[5000, 5001, 5002] * u.AA, meta={"name": "flat"})
+    >>> axis = [5000, 5001, 5002] * u.AA
+    >>> spectrum = Spectrum(flux=[1.0, 0.5, 1.0] * u.one, spectral_axis=axis, meta={"name": "flat"})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "flat.ecsv"
     ...     write_spectrum(spectrum, path)
@@ -119,12 +122,12 @@ def _to_hdus(table: QTable, meta: dict[str, Any]) -> fits.HDUList:
     return fits.HDUList([primary, data])
 
 
-def read_spectrum(path: str | os.PathLike) -> Spectrum:
+def read_spectrum(file: str | os.PathLike | Any) -> Spectrum:
     """Read a file that `write_spectrum` wrote.
 
     Parameters
     ----------
-    path : path
+    file : path or binary file object
 
     Returns
     -------
@@ -138,21 +141,16 @@ def read_spectrum(path: str | os.PathLike) -> Spectrum:
     FileNotFoundError
         No such file.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such file: {os.fspath(path)}")
+    is_path = isinstance(file, (str, os.PathLike))
+    name = os.fspath(file) if is_path else str(getattr(file, "name", type(file).__name__))
+    if is_path and not Path(file).is_file():
+        raise FileNotFoundError(f"no such file: {name}")
     try:
-        if _format(path) == "fits":
-            with fits.open(path) as hdus:
-                header = hdus[0].header
-                meta = {key: header[keyword] for key, keyword in _KEYWORDS.items() if keyword in header}
-                kind, origin = header.get("UNCTYPE"), header.get("ORIGIN")
-                table = QTable(Table.read(hdus[1])) if origin == ORIGIN else None
-        else:
-            table = QTable.read(path, format="ascii.ecsv")
-            origin, kind = table.meta.get("origin"), table.meta.get("uncertainty_type")
-            meta = {key: table.meta[key] for key in _KEYWORDS if key in table.meta}
-        if origin != ORIGIN:
-            raise FormatError(f"{os.fspath(path)}: not a spectrum written by lamost_lsf (ORIGIN is {origin!r})")
+        # whole and decompressed: arrays must outlive the file, and what is missing must be noticed
+        content = Path(file).read_bytes() if is_path else file.read()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        table, meta, kind = _from_fits(content) if content[:6] == b"SIMPLE" else _from_ecsv(content)
         uncertainty = None
         if kind is not None:
             values = u.Quantity(np.ma.getdata(table["uncertainty"]))
@@ -164,29 +162,51 @@ def read_spectrum(path: str | os.PathLike) -> Spectrum:
             mask=np.asarray(table["mask"], dtype=bool),
             meta=meta,
         )
-    except (FormatError, PermissionError):
+    except PermissionError:
         raise
     except Exception as error:  # damaged tables raise many types
-        raise FormatError(f"{os.fspath(path)}: not a readable spectrum: {str(error).splitlines()[0]}") from None
+        raise FormatError(f"{name}: not a spectrum written by lamost_lsf: {str(error).splitlines()[0]}") from None
+
+
+def _from_fits(content: bytes) -> tuple[QTable, dict[str, Any], str | None]:
+    with fits.open(io.BytesIO(content), memmap=False) as hdus:
+        header = hdus[0].header
+        if header.get("ORIGIN") != ORIGIN:
+            raise FormatError(f"ORIGIN is {header.get('ORIGIN')!r}")
+        meta = {key: header[keyword] for key, keyword in _KEYWORDS.items() if keyword in header}
+        return QTable.read(hdus["SPECTRUM"]), meta, header.get("UNCTYPE")
+
+
+def _from_ecsv(content: bytes) -> tuple[QTable, dict[str, Any], str | None]:
+    table = QTable.read(content.decode("utf-8"), format="ascii.ecsv")
+    if table.meta.get("origin") != ORIGIN:
+        raise FormatError(f"origin is {table.meta.get('origin')!r}")
+    return table, {key: table.meta[key] for key in _KEYWORDS if key in table.meta}, table.meta.get("uncertainty_type")
 
 
 def _identify(origin: str, path: Any = None, fileobj: Any = None, *args: Any, **kwargs: Any) -> bool:
-    """Whether a path is a file of ours, from its first bytes."""
-    file = args[0] if args else path
-    if origin != "read" or not isinstance(file, (str, os.PathLike)) or not os.path.isfile(file):
+    """Whether a file is one of ours, from its first bytes."""
+    if origin != "read":
         return False
-    with open(file, "rb") as stream:
-        start = stream.read(8640)
-        if start[:2] == b"\x1f\x8b":
-            import gzip
+    if isinstance(path, (str, os.PathLike)) and os.path.isfile(path):
+        with open(path, "rb") as stream:
+            return _is_ours(stream)
+    position = fileobj.tell()
+    try:
+        fileobj.seek(0)
+        return _is_ours(fileobj)
+    finally:
+        fileobj.seek(position)
 
-            stream.seek(0)
-            start = gzip.GzipFile(fileobj=stream).read(8640)
-    return ORIGIN.encode() in start
+
+def _is_ours(stream: Any) -> bool:
+    start = stream.read(2)
+    stream.seek(0)
+    return ORIGIN.encode() in (gzip.GzipFile(fileobj=stream) if start == b"\x1f\x8b" else stream).read(8640)
 
 
 # above the generic tables (6), which need a unit of the flux and drop the mask
 @data_loader("lamost_lsf", _identify, extensions=["fits", "fit", "fits.gz", "ecsv"], priority=20, force=True)
-def _load(path: Any) -> Spectrum:
+def _load(file: Any) -> Spectrum:
     """`read_spectrum`."""
-    return read_spectrum(path)
+    return read_spectrum(file)

@@ -1,4 +1,4 @@
-"""Template spectra: PHOENIX, redrock's stellar bases, and whatever specutils or a table of wavelength and flux holds."""
+"""Template spectra: PHOENIX, redrock's stellar bases, whatever specutils opens, tables of wavelength and flux."""
 
 from __future__ import annotations
 
@@ -123,7 +123,8 @@ def read_template(path: str | os.PathLike, member: str | int | None = None, *, m
 def read_templates(path: str | os.PathLike, *, medium: str | None = None) -> list[Spectrum]:
     """Read all templates of a file; parameters and errors as for `read_template`.
 
-    A file of more than 100 templates, such as a basis of archetypes, is refused: read those that are wanted by `read_template`.
+    A file of more than 100 templates, such as a basis of archetypes, is refused: read those that are wanted by
+    `read_template`.
 
     Returns
     -------

@@ -41,6 +41,12 @@ class IPModel(ABC):
         ``time`` is what `_time_label` makes of an astropy Time. Ranges were checked by whoever calls.
         """
 
+    def _evaluate_error(
+        self, time: np.ndarray | None, fiber: np.ndarray | None, wavelength: np.ndarray
+    ) -> np.ndarray | None:
+        """1-sigma error (m, n) of what `_evaluate` gives, in its normalisation; None where the model has none."""
+        return None
+
     def _time_label(self, time: Time) -> np.ndarray:
         """Plain number that stands for a time in this model: local modified Julian minutes."""
         return time_to_lmjm(time)
@@ -97,7 +103,7 @@ class IPModel(ABC):
         Returns
         -------
         InstrumentalProfile
-            Of the broadcast shape.
+            Of the broadcast shape; with ``error`` where the model knows its own.
 
         Raises
         ------
@@ -125,13 +131,15 @@ class IPModel(ABC):
         except ValueError:
             raise ValueError(f"shapes do not broadcast: {shapes}") from None
         wide = np.broadcast_to(vacuum, shape)
-        flux = self._evaluate(
+        labels = (
             None if time is None else np.broadcast_to(self._time_label(time), shape).ravel(),
             None if fibers is None else np.broadcast_to(fibers, shape).ravel(),
             wide.ravel(),
         )
-        flux = flux.reshape((*shape, self.offset.size))
-        return InstrumentalProfile(self.offset * u.AA, flux, wavelength=wide * u.AA, meta=self.meta)
+        flux = self._evaluate(*labels).reshape((*shape, self.offset.size))
+        error = self._evaluate_error(*labels)
+        error = None if error is None else error.reshape(flux.shape)
+        return InstrumentalProfile(self.offset * u.AA, flux, wavelength=wide * u.AA, error=error, meta=self.meta)
 
     def at(self, *, time: Time | None = None, fiber: int | None = None, extrapolate: bool = False) -> LSF:
         """LSF of one fibre at one time (or the mean over several times: a co-add).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -11,6 +12,7 @@ import astropy.units as u
 import numpy as np
 from astropy.io import fits
 from astropy.time import Time
+from astropy.utils.exceptions import AstropyUserWarning
 from numpy.polynomial.hermite_e import hermeval
 from numpy.polynomial.legendre import legder, legval
 from scipy.special import ndtr
@@ -180,7 +182,10 @@ class GaussHermiteIP(IPModel):
             Not a specex PSF of those types, or a damaged one.
         """
         try:
-            with fits.open(path, memmap=False) as hdus:
+            # opened here: astropy leaves its own handle open where the file is damaged
+            with warnings.catch_warnings(), open(path, "rb") as file:
+                warnings.filterwarnings("error", message="File may have been truncated")
+                hdus = fits.open(file, memmap=False)
                 kind = hdus[0].header.get("PSFTYPE")
                 if kind not in _SPECEX_SERIES or len(hdus) < 2 or not isinstance(hdus[1], fits.BinTableHDU):
                     raise FormatError(
@@ -195,7 +200,7 @@ class GaussHermiteIP(IPModel):
                 orders = [int(header[degree]) + 1 for _, _, degree in _SPECEX_SERIES[kind]]
         except (FormatError, FileNotFoundError):
             raise
-        except (KeyError, ValueError, TypeError, OSError) as error:
+        except (AstropyUserWarning, KeyError, ValueError, TypeError, OSError) as error:
             raise FormatError(f"{path}: not a readable specex PSF ({error})") from None
 
         def series(name: str) -> np.ndarray:

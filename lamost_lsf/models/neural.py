@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.numpy import save_file
 from lamost_lsf.errors import FormatError, OutOfRangeError
 from lamost_lsf.files import atomic_path
 from lamost_lsf.models.base import IPModel
+from lamost_lsf.models.expansion import Expansion
 from lamost_lsf.time import lmjm_to_time
 from lamost_lsf.units import air_to_vacuum, check_medium, vacuum_to_air
 
@@ -56,6 +58,9 @@ def parse_model_name(path: str | PathLike) -> dict[str, Any] | None:
     }
 
 
+_ACTIVATIONS = ("leaky_relu", "silu")
+
+
 class NeuralIP(IPModel):
     """Multilayer perceptron from (time, fibre, wavelength) to a sampled profile (Liu et al. 2026, section 3.1, Eq. 3).
 
@@ -76,6 +81,11 @@ class NeuralIP(IPModel):
         Subtracted from the fibre number to make its label. The published networks have 1.
     slope : float
         Slope of the LeakyReLU for negative input.
+    activation : {"leaky_relu", "silu"}
+        Between the layers. The published networks have LeakyReLU; SiLU is smooth, and so is the LSF then.
+    expansion : Expansion, optional
+        What turns the outputs into a profile, where they are the coefficients of a basis and not its samples; with terms of
+        single fibres and nights, and the profile's uncertainty. The models that `lamost_lsf.train` makes have one.
     meta : dict, optional
         Provenance: spectrograph, arm, season, instrument, ... Values must be what JSON holds.
 
@@ -122,8 +132,14 @@ class NeuralIP(IPModel):
         label_medium: str = "air",
         fiber_origin: int = 1,
         slope: float = 0.01,
+        activation: str = "leaky_relu",
+        expansion: Expansion | None = None,
         meta: dict[str, Any] | None = None,
     ) -> None:
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+        self.activation = activation
+        self.expansion = expansion
         self.weights = tuple(np.ascontiguousarray(w, dtype=np.float64) for w in weights)
         self.biases = tuple(np.ascontiguousarray(b, dtype=np.float64).reshape(-1) for b in biases)
         self.offset = np.asarray(offset, dtype=np.float64)
@@ -156,8 +172,13 @@ class NeuralIP(IPModel):
                     f"layer {i}: weights of shape {w.shape} and biases of shape {b.shape} do not follow {n_in} inputs"
                 )
             n_in = w.shape[0]
-        if n_in != self.offset.size:
-            raise ValueError(f"the last layer gives {n_in} samples, offset has {self.offset.size}")
+        n_out = self.offset.size
+        if self.expansion is not None:
+            n_out, n_sample = self.expansion.components.shape
+            if n_sample != self.offset.size:
+                raise ValueError(f"the expansion has {n_sample} samples, offset has {self.offset.size}")
+        if n_in != n_out:
+            raise ValueError(f"the last layer gives {n_in} numbers, {n_out} are needed")
         if self.label_min.shape != (3,) or self.label_max.shape != (3,):
             raise ValueError("label_min and label_max must hold time, fibre and wavelength")
         arrays = (*self.weights, *self.biases, self.label_min, self.label_max)
@@ -178,7 +199,11 @@ class NeuralIP(IPModel):
         """Activations (m, n_hidden) of the last hidden layer for scaled labels (m, 3)."""
         for w, b in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = x @ w.T + b
-            np.maximum(x, self.slope * x, out=x)  # LeakyReLU for a slope below 1
+            if self.activation == "silu":
+                # x / (1 + exp(-x)); the exponent is bounded so that a far label gives 0 and not a warning
+                x = x / (1.0 + np.exp(np.minimum(-x, 500.0)))
+            else:
+                np.maximum(x, self.slope * x, out=x)  # LeakyReLU for a slope below 1
         return x
 
     def _check_labels(self, time: Time | None, fiber: np.ndarray | None, extrapolate: bool) -> None:
@@ -207,8 +232,16 @@ class NeuralIP(IPModel):
             )
 
     def _evaluate(self, time: np.ndarray | None, fiber: np.ndarray | None, wavelength: np.ndarray) -> np.ndarray:
-        x = self.hidden(self.labels(time, fiber, wavelength))
-        return x @ self.weights[-1].T + self.biases[-1]
+        labels = self.labels(time, fiber, wavelength)
+        out = self.hidden(labels) @ self.weights[-1].T + self.biases[-1]
+        if self.expansion is None:
+            return out
+        return self.expansion.profiles(out + self.expansion.particular(labels, time, fiber))
+
+    def _evaluate_error(
+        self, time: np.ndarray | None, fiber: np.ndarray | None, wavelength: np.ndarray
+    ) -> np.ndarray | None:
+        return None if self.expansion is None else self.expansion.error(fiber)
 
     # -- files -------------------------------------------------------------------------------------------
 
@@ -225,23 +258,26 @@ class NeuralIP(IPModel):
         tensors = {f"w{i}": w for i, w in enumerate(self.weights)}
         tensors |= {f"b{i}": b for i, b in enumerate(self.biases)}
         tensors["offset"] = self.offset
+        if self.expansion is not None:
+            tensors |= {f"expansion.{f.name}": np.array(getattr(self.expansion, f.name)) for f in fields(Expansion)}
+        # One entry, for safetensors writes several in random order, and the same model shall make the same file. JSON
+        # keeps every digit of a float64.
+        header = {
+            "format_version": FORMAT_VERSION,
+            "n_layers": len(self.weights),
+            "labels": ["time [LMJM min]", "fiber - fiber_origin", "wavelength [Angstrom]"],
+            "label_min": self.label_min.tolist(),
+            "label_max": self.label_max.tolist(),
+            "label_medium": self.label_medium,
+            "fiber_origin": self.fiber_origin,
+            "slope": self.slope,
+            "activation": self.activation,
+            "meta": self.meta,
+        }
         try:
-            meta = json.dumps(self.meta)
+            metadata = {FORMAT: json.dumps(header)}
         except TypeError as error:
             raise TypeError(f"meta cannot be written: {error}") from None
-        metadata = {
-            "format": FORMAT,
-            "format_version": str(FORMAT_VERSION),
-            "n_layers": str(len(self.weights)),
-            "labels": json.dumps(["time [LMJM min]", "fiber - fiber_origin", "wavelength [Angstrom]"]),
-            # JSON keeps every digit of a float64
-            "label_min": json.dumps(self.label_min.tolist()),
-            "label_max": json.dumps(self.label_max.tolist()),
-            "label_medium": self.label_medium,
-            "fiber_origin": str(self.fiber_origin),
-            "slope": repr(self.slope),
-            "meta": meta,
-        }
         with atomic_path(path, overwrite=overwrite) as temporary:
             save_file(tensors, temporary, metadata=metadata)
 
@@ -263,26 +299,34 @@ class NeuralIP(IPModel):
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise FormatError(f"{path}: not a readable safetensors file ({error})") from None
-        if metadata.get("format") != FORMAT:
-            raise FormatError(f"{path}: format is {metadata.get('format')!r}, expected {FORMAT!r}")
-        if metadata.get("format_version") != str(FORMAT_VERSION):
-            raise FormatError(
-                f"{path}: format version {metadata.get('format_version')} cannot be read by this release "
-                f"(it reads version {FORMAT_VERSION}); upgrade lamost-lsf or convert the file"
-            )
+        if FORMAT not in metadata:
+            raise FormatError(f"{path}: its metadata lack the entry {FORMAT!r}; found {', '.join(metadata) or 'none'}")
         try:
-            n = int(metadata["n_layers"])
+            header = json.loads(metadata[FORMAT])
+            version = header["format_version"]
+            if version != FORMAT_VERSION:
+                raise FormatError(
+                    f"{path}: format version {version} cannot be read by this release (it reads version "
+                    f"{FORMAT_VERSION}); upgrade lamost-lsf or convert the file"
+                )
+            n = int(header["n_layers"])
+            prefix = "expansion."
+            parts = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             return cls(
                 [tensors[f"w{i}"] for i in range(n)],
                 [tensors[f"b{i}"] for i in range(n)],
-                label_min=json.loads(metadata["label_min"]),
-                label_max=json.loads(metadata["label_max"]),
+                label_min=header["label_min"],
+                label_max=header["label_max"],
                 offset=tensors["offset"],
-                label_medium=metadata["label_medium"],
-                fiber_origin=int(metadata["fiber_origin"]),
-                slope=float(metadata["slope"]),
-                meta=json.loads(metadata["meta"]),
+                label_medium=header["label_medium"],
+                fiber_origin=int(header["fiber_origin"]),
+                slope=float(header["slope"]),
+                activation=header["activation"],
+                expansion=Expansion(**parts) if parts else None,
+                meta=dict(header["meta"]),
             )
+        except FormatError:
+            raise
         except KeyError as error:
             raise FormatError(f"{path}: damaged model file ({error} is missing)") from None
         except (ValueError, TypeError) as error:
@@ -317,7 +361,8 @@ class NeuralIP(IPModel):
             raise FileNotFoundError(f"no weights file {path}")
         names = [f"{kind}_array_{i}" for i in range(3) for kind in "wb"] + ["x_min", "x_max"]
         try:
-            with np.load(path, allow_pickle=False) as npz:
+            # opened here: numpy leaves its own handle open where the archive is damaged
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as npz:
                 missing = [n for n in names if n not in npz.files]
                 if missing:
                     raise FormatError(f"{path}: arrays {', '.join(missing)} are missing; found {', '.join(npz.files)}")

@@ -81,16 +81,18 @@ class PolynomialContinuum:
         g = self._basis * model[:, None]
         a, b = g.T @ g, g.T @ self.data
         scale = np.trace(a)
-        if not (np.isfinite(scale) and scale > 0):
+        if not 0 < scale < np.inf:
             return np.zeros(b.size), np.full(model.size, np.nan)
         # a deep line over all the pixels that fix one coefficient must not stop a fit
-        x = np.linalg.solve(a + 1e-14 * scale * np.eye(b.size), b)
+        a.ravel()[:: b.size + 1] += 1e-14 * scale
+        x = np.linalg.solve(a, b)
         return x, g @ x
 
     def chi2(self, model: np.ndarray) -> float:
         """Chi-square of one model (n,), from the residuals themselves; NaN where the model is 0 at all pixels in use."""
         _, fit = self._solve(model)
-        return float(np.sum((self.data - fit) ** 2))
+        residual = self.data - fit
+        return float(residual @ residual)
 
     def best_model(self, model: np.ndarray) -> np.ndarray:
         """Model times its best polynomial (n,), of one model (n,), at all pixels."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 
+import astropy.units as u
 import numpy as np
 from numba import njit
 from specutils import Spectrum
 
-from lamost_lsf.convolution.axes import axis_angstrom, warn_coarse
+from lamost_lsf.convolution.axes import warn_coarse
 from lamost_lsf.convolution.basis import BoundTemplate, Coefficients, IPBasis, TemplateBasis
 from lamost_lsf.convolution.loggrid import LOG_STEP, gather, lagrange8
 from lamost_lsf.convolution.nodes import lagrange4, lagrange4_derivative, node_position
@@ -22,7 +24,7 @@ from lamost_lsf.rv.continuum import (
     fit_upper_continuum,
     scaled_position,
 )
-from lamost_lsf.units import SPEED_OF_LIGHT, check_medium, doppler_factor
+from lamost_lsf.units import SPEED_OF_LIGHT, check_medium, doppler_factor, to_vacuum_angstrom
 
 __all__ = ["Minimum", "VelocityEngine", "build_templates", "log_shift", "trial_step", "velocity_grid"]
 
@@ -196,7 +198,7 @@ class VelocityEngine:
 
     def exact_model(self, template: int, velocity: float) -> np.ndarray:
         """Model (n,) of a template at one velocity, seen through the LSF of the observed wavelengths."""
-        shift = float(log_shift(velocity))
+        shift = math.atanh(velocity / SPEED_OF_LIGHT)  # `log_shift`, without an array
         model = np.empty(self.wavelength.size)
         nodes = shift / self.templates.grid.step
         _exact_model(self.templates.values[template], self._weights, self._position, nodes, model)
@@ -227,26 +229,29 @@ class VelocityEngine:
         velocity, error = _vertex(trial[i - 1 : i + 2], chi2[i - 1 : i + 2])
         velocity = float(trial[k]) if not a <= velocity <= b else velocity
         h = min(0.5 * error, 0.25 * step) if np.isfinite(error) else 0.25 * step
+        vertex = velocity
         for _ in range(25):
             # three points within the range that was asked for, beyond which no template need reach
             h = min(h, 0.25 * (high - low))
             velocity = min(max(velocity, low + h), high - h)
             left, middle, right = exact(velocity - h), exact(velocity), exact(velocity + h)
             curvature = left - 2.0 * middle + right
-            if not np.isfinite(curvature):
+            if not math.isfinite(curvature):
                 break
             if curvature <= 0:
                 # not convex here: on downhill
                 target = velocity - 2.0 * h if left < right else velocity + 2.0 * h
                 h = min(1.5 * h, 0.5 * step)
             else:
-                error = h * np.sqrt(2.0 / curvature)
-                target = velocity + float(np.clip(0.5 * h * (left - right) / curvature, -0.5 * step, 0.5 * step))
+                error = h * math.sqrt(2.0 / curvature)
+                move = 0.5 * h * (left - right) / curvature
+                target = velocity + min(max(move, -0.5 * step), 0.5 * step)
                 # steps small against any feature of the chi-square, and large against its rounding
-                narrow = float(np.clip(0.5 * error, 0.05, 1.0))
-                if abs(target - velocity) < 1e-3 and h <= 1.01 * narrow:
+                narrow = min(max(0.5 * error, 0.05), 1.0)
+                # (against the last vertex: at the very end of the range the points cannot be centred on it)
+                if abs(target - vertex) < 1e-3 and h <= 1.01 * narrow:
                     return self._with_error(exact, target, error)
-                h = narrow
+                h, vertex = narrow, target
             if not a <= target <= b:
                 return Minimum(float(target), np.nan, middle, False)
             velocity = target
@@ -315,11 +320,16 @@ def _check_templates(
     width = float(np.min(1.0 / lsf.sample(wavelength[[0, -1]]).max(axis=1)))
     for name, template in zip(names, templates, strict=True):
         medium = check_medium(template.meta.get("wavelength_medium") or "vacuum")
-        own = axis_angstrom(template.spectral_axis, medium, f"the axis of {name}")
-        if own[0] > need_low or own[-1] < need_high:
+        # views only: templates may have a million pixels
+        axis = template.spectral_axis
+        low, high = to_vacuum_angstrom(u.Quantity(axis[[0, -1]]), medium, f"the axis of {name}")
+        if not low < high:
+            continue  # TemplateBasis says what is wrong with such an axis
+        if low > need_low or high < need_high:
             raise ValueError(
-                f"{name} covers {own[0]:.1f}-{own[-1]:.1f} A; the window at the trial velocities, with the profile's wings, "
-                f"needs {need_low:.1f}-{need_high:.1f} A: narrow window= or velocity_range="
+                f"{name} covers {low:.1f}-{high:.1f} A; the window at the trial velocities, with the profile's "
+                f"wings, needs {need_low:.1f}-{need_high:.1f} A: narrow window= or velocity_range="
             )
-        begin, end = np.searchsorted(own, (need_low, need_high))
-        warn_coarse(float(np.max(np.diff(own[max(begin - 1, 0) : end + 1]))), width, " A")
+        angstrom = axis.unit.to(u.AA)
+        begin, end = np.searchsorted(axis.value, np.array([need_low, need_high]) / angstrom)
+        warn_coarse(float(np.max(np.diff(axis.value[max(begin - 1, 0) : end + 1]))) * angstrom, width, " A")

@@ -35,11 +35,10 @@ class SimulatedExposure:
         "HgCd", "NeAr" or "sky".
     meta : dict
         ``fiber`` (n_fiber,), ``wavelength_medium``, ``wavelength_center``, ``frame``, ``saturation`` (electrons),
-        ``read_noise``, ``temperature`` (deg C, where the IP has one), ``seed``, and ``truth``, a dict: ``lines``
-        (tuple of EmissionLine), ``ip``, ``noiseless`` (n_fiber, n_pix; without cosmic rays and saturation), ``wavelength`` (n_fiber, n_pix; the optical scale with
-        the drift, where lines at true w0 have the profile ``h(w - w0)``), ``drift``, ``cosmic`` and ``saturated``
-        (n_fiber,
-        n_pix; bool), ``throughput`` (n_fiber,), ``dead`` (fibre numbers).
+        ``read_noise``, ``temperature`` (deg C, where the IP has one), ``seed``, and ``truth``, a dict: ``lines`` (tuple
+        of EmissionLine), ``ip``, ``noiseless`` (n_fiber, n_pix; without cosmic rays and saturation), ``wavelength``
+        (n_fiber, n_pix; the optical scale less the drift, on which a line at w0 has the profile ``h(w - w0)``),
+        ``drift``, ``cosmic`` and ``saturated`` (n_fiber, n_pix; bool), ``throughput`` (n_fiber,), ``dead`` (fibres).
     """
 
     flux: np.ndarray

@@ -252,8 +252,9 @@ def season_times(season: int, n_exposures: int = 24, n_nights: int = 12, *, seed
 
     Examples
     --------
-    >>> print(season_times(2018, 3, 3).utc.iso[0][:7])
-    2017-09
+    >>> from lamost_lsf.time import season
+    >>> season(season_times(2018, 3, 3))
+    array([2018, 2018, 2018])
     """
     if not 1 <= n_nights <= 270 or n_exposures < n_nights:
         raise ValueError(f"n_nights must be 1-270 and n_exposures at least n_nights, got {n_nights} and {n_exposures}")

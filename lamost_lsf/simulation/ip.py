@@ -179,8 +179,7 @@ class SimulatedIP(IPModel):
         return {name: columns[:, i].reshape(shape) for i, name in enumerate(PARAMETERS)}
 
     def _smooth(self, name: int, f: np.ndarray, x: np.ndarray, t: np.ndarray, year: np.ndarray) -> np.ndarray:
-        """Random smooth function of order 1: quadratic in fibre and wavelength, linear in temperature, jumping each
-        season."""
+        """Random smooth function of order 1 of fibre, wavelength, temperature; jumps from season to season."""
         c = self._coefficients[name]
         jump = deviate(self.seed, self.spectrograph, _ARM_CODE[self.arm], name, 100, year)
         return (

@@ -182,16 +182,15 @@ def simulate_star(
     # On the detector, the light of the star at rest wavelength w lies at w * (1 + z) * to_detector, plus the drift.
     detector = published * to_detector
     rest = to_angstrom(template.spectral_axis, "the template's axis")
-    source = Spectrum(
-        flux=template.flux, spectral_axis=rest * float(doppler_factor(speed)) * to_detector * u.AA, mask=template.mask
-    )
+    source_axis = rest * float(doppler_factor(speed)) * to_detector
+    source = Spectrum(flux=template.flux, spectral_axis=source_axis * u.AA, mask=template.mask)
     true = detector - _shift(drift, detector)
     noiseless, bad = np.zeros(published.size), np.ones(published.size, dtype=bool)
     for name, lsf in lsfs.items():
         # Either arm takes the light of both sides of 5800 A; they are joined pixel by pixel.
-        here = np.ones(published.size, dtype=bool)
+        here = (true >= source_axis[0]) & (true <= source_axis[-1])
         if len(lsfs) > 1:
-            here = (detector < _ARM_BOUNDARY) == (name == "blue")
+            here &= (detector < _ARM_BOUNDARY) == (name == "blue")
         if np.count_nonzero(here) < 2:
             continue
         model = convolve(source, lsf, true[here] * u.AA, center=center)

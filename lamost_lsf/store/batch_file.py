@@ -1,8 +1,8 @@
 """One batch of a store: an HDF5 file that is written once and never changed.
 
-Datasets hold one row a profile (or a rejected profile); the scalar dataset ``manifest`` holds JSON: header of the store,
-exposures, digests. Every dataset with rows carries HDF5's own checksum in each chunk (so reading a damaged chunk fails), and the manifest
-a SHA-256 of the content of every exposure.
+Datasets hold one row a profile (or a rejected profile); the scalar dataset ``manifest`` holds JSON: header of the
+store, exposures, digests. Every dataset with rows carries HDF5's own checksum in each chunk (so reading a damaged chunk
+fails), and the manifest a SHA-256 of the content of every exposure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ import numpy as np
 
 from lamost_lsf.errors import FormatError
 
-__all__ = ["LABELS", "NATIVE", "REJECTED", "ROW_COLUMNS", "exposure_digest", "read_columns", "read_manifest", "write_batch"]
+__all__ = [
+    "LABELS",
+    "NATIVE",
+    "REJECTED",
+    "ROW_COLUMNS",
+    "exposure_digest",
+    "read_columns",
+    "read_manifest",
+    "write_batch",
+]
 
 #: Columns with one number a profile.
 LABELS = {
@@ -38,17 +47,9 @@ ROW_COLUMNS = {"profile": "<f4", **dict.fromkeys(NATIVE, "<f4"), **LABELS}
 #: What is kept of profiles that were counted but not stored.
 REJECTED = ("fiber", "line", "exposure", "flag")
 
-_CHUNK_BYTES = 1 << 17
+#: Rows a chunk: few enough that a random row costs little, many enough that the index stays small.
+_CHUNK_ROWS = {1: 4096, 2: 64}
 _RUN_BYTES = 1 << 24
-
-
-def _chunk_rows(row_bytes: int, n: int) -> int:
-    """Rows a chunk: about 128 KiB, so that a random row costs little, and between 16 and 4096."""
-    return max(1, min(n, 4096, max(16, _CHUNK_BYTES // max(row_bytes, 1))))
-
-
-def _canonical(data: Any) -> str:
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def manifest_digest(text: str) -> str:
@@ -79,17 +80,9 @@ def exposure_digest(key: str, columns: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def rejected_digest(columns: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of the labels of rejected profiles (``rejected_*`` columns)."""
-    digest = hashlib.sha256()
-    for name in REJECTED:
-        digest.update(np.ascontiguousarray(columns[f"rejected_{name}"], dtype=LABELS[name]).data)
-    return digest.hexdigest()
-
-
 def manifest_text(manifest: dict[str, Any]) -> str:
     """Canonical JSON of a manifest."""
-    return _canonical(manifest)
+    return json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def write_batch(path: Path, text: str, columns: Mapping[str, np.ndarray], compression: str | None) -> None:
@@ -109,15 +102,15 @@ def write_batch(path: Path, text: str, columns: Mapping[str, np.ndarray], compre
     options: dict[str, Any] = {"compression": compression, "shuffle": True} if compression else {}
     if compression == "gzip":
         options["compression_opts"] = 1
-    # the layout of HDF5 1.10 on: its metadata carries checksums too; no times are tracked, so equal content gives equal files
+    # the layout of HDF5 1.10 on: its metadata carries checksums too; no times are tracked, so equal content gives equal
+    # files
     with h5py.File(path, "w", libver=("v110", "v110")) as file:
         file.create_dataset("manifest", data=np.frombuffer(text.encode(), dtype=np.uint8))
         for name, array in columns.items():
             if array.shape[0] == 0 or array.nbytes == 0:
                 file.create_dataset(name, data=array)  # HDF5 has no chunks of nothing
                 continue
-            row_bytes = array.nbytes // array.shape[0]
-            chunks = (_chunk_rows(row_bytes, array.shape[0]), *array.shape[1:])
+            chunks = (min(_CHUNK_ROWS[array.ndim], array.shape[0]), *array.shape[1:])
             file.create_dataset(name, data=array, chunks=chunks, fletcher32=True, **options)
 
 
@@ -177,7 +170,8 @@ def read_columns(
     path : Path
         Batch file.
     out : mapping of str to ndarray (m, ...)
-        Arrays to fill, by the name of the dataset. One wider than its dataset (native pixels of another batch) is filled in its first columns.
+        Arrays to fill, by the name of the dataset. One wider than its dataset (native pixels of another batch) is
+        filled in its first columns.
     rows : ndarray of int, optional
         Rows of the file, ascending; all by default.
     to : ndarray of int or slice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import astropy.units as u
 import numpy as np
 from astropy.table import Table
 from astropy.time import Time
@@ -11,7 +12,7 @@ from astropy.time import Time
 from lamost_lsf.store.batch_file import LABELS, NATIVE, ROW_COLUMNS
 from lamost_lsf.time import season, time_to_lmjm
 
-__all__ = ["checked_columns", "exposure_keys", "header_of", "line_wavelengths"]
+__all__ = ["check_times", "checked_columns", "exposure_keys", "header_of", "line_wavelengths"]
 
 _NEEDED = (*ROW_COLUMNS, "exposures", "offset", "instrument", "arm", "spectrograph")
 
@@ -38,13 +39,12 @@ def checked_columns(profiles: Any) -> dict[str, np.ndarray]:
     TypeError
         Not a set of profiles, or a column of the wrong kind.
     ValueError
-        Wrong shapes, fibres below 1, exposures or lines that do not exist, or a good profile with values that are not finite.
+        Wrong shapes, fibres below 1, exposures or lines that do not exist, or a good profile with values that are not
+        finite.
     """
     missing = [name for name in _NEEDED if not hasattr(profiles, name)]
     if missing:
-        raise TypeError(
-            f"append takes a ProfileSet (see extract_profiles), got {type(profiles).__name__} without {', '.join(missing)}"
-        )
+        raise TypeError(f"append takes a ProfileSet, got {type(profiles).__name__} without {', '.join(missing)}")
     columns = {name: _numbers(profiles, name, 1 if name in LABELS else 2) for name in ROW_COLUMNS}
     n, n_sample = columns["profile"].shape
     for name, array in columns.items():
@@ -69,7 +69,9 @@ def checked_columns(profiles: Any) -> dict[str, np.ndarray]:
 def _check_labels(columns: dict[str, np.ndarray], n_exposure: int) -> None:
     exposure = columns["exposure"]
     if exposure.min() < 0 or exposure.max() >= n_exposure:
-        raise ValueError(f"exposure must be 0 to {n_exposure - 1}, rows of exposures; got {exposure.min()} to {exposure.max()}")
+        raise ValueError(
+            f"exposure must be 0 to {n_exposure - 1}, rows of exposures; got {exposure.min()} to {exposure.max()}"
+        )
     for name, low in (("fiber", 1), ("line", 0), ("flag", 0)):
         if columns[name].min() < low:
             raise ValueError(f"{name} must be {low} or more, got {columns[name].min()}")
@@ -84,7 +86,9 @@ def _check_values(columns: dict[str, np.ndarray]) -> None:
         finite = np.isfinite(columns[name])
         bad = ~(finite if finite.ndim == 1 else finite.all(axis=1)) & good
         if bad.any():
-            raise ValueError(f"{name} is not finite in {bad.sum()} profiles without a flag, first at row {np.argmax(bad)}")
+            raise ValueError(
+                f"{name} is not finite in {bad.sum()} profiles without a flag, first at row {np.argmax(bad)}"
+            )
     if np.any(columns["noise"][good] < 0):
         raise ValueError("noise must not be negative")
     ivar = columns["native_ivar"]
@@ -115,12 +119,28 @@ def exposure_keys(exposures: Table) -> list[str]:
     minutes = time_to_lmjm(exposures["time"])
     if not np.all(np.isfinite(minutes)):
         raise ValueError("exposures['time'] must not be masked")
-    lamps = [str(lamp).strip().lower() for lamp in exposures["lamp"]] if "lamp" in exposures.colnames else [""] * len(minutes)
+    lamps = (
+        [str(lamp).strip().lower() for lamp in exposures["lamp"]]
+        if "lamp" in exposures.colnames
+        else [""] * len(minutes)
+    )
     keys = [f"{round(float(minute) * 60)}:{lamp}" for minute, lamp in zip(minutes, lamps)]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"rows {[i for i, k in enumerate(keys) if k == twice]} of exposures are the same exposure")
     return keys
+
+
+def check_times(columns: dict[str, np.ndarray], exposures: Table) -> None:
+    """Raise ValueError where a profile's time label is more than a day from its exposure's time."""
+    minutes = time_to_lmjm(exposures["time"])
+    away = np.abs(columns["lmjm"] - minutes[columns["exposure"]])
+    if away.size and away.max() > 1440.0:
+        row = int(np.argmax(away))
+        raise ValueError(
+            f"lmjm {columns['lmjm'][row]:.10g} of row {row} is {away[row]:.6g} minutes from the time of its exposure; "
+            "it must be local modified Julian minutes, see time_to_lmjm"
+        )
 
 
 def line_wavelengths(columns: dict[str, np.ndarray]) -> dict[str, float]:
@@ -155,7 +175,7 @@ def header_of(profiles: Any) -> dict[str, Any]:
     spectrograph = profiles.spectrograph
     if isinstance(spectrograph, bool) or not isinstance(spectrograph, (int, np.integer)):
         raise TypeError(f"spectrograph must be an integer, got {spectrograph!r}")
-    offset = np.asarray(getattr(profiles.offset, "value", profiles.offset), dtype=np.float64)
+    offset = np.asarray(u.Quantity(profiles.offset, u.AA).value, dtype=np.float64)
     if offset.ndim != 1 or offset.size < 2 or not np.all(np.isfinite(offset)) or np.any(np.diff(offset) <= 0):
         raise ValueError("offset must be at least 2 ascending numbers, Angstrom")
     seasons = np.unique(season(profiles.exposures["time"]))

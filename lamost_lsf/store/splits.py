@@ -1,7 +1,7 @@
 """Honest splits: whole exposures, whole nights or whole lines are held out, never single profiles.
 
-Profiles of one exposure share its focus, flexure and lamp, so that a network validated on the neighbours of its training profiles
-reports an error that it will not have on the next exposure.
+Profiles of one exposure share its focus, flexure and lamp, so that a network validated on the neighbours of its
+training profiles reports an error that it will not have on the next exposure.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def hold_out_fraction(
     return rows[chosen], rows[~chosen]
 
 
-def leave_one_out(
-    group: np.ndarray, rows: np.ndarray, what: str
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def leave_one_out(group: np.ndarray, rows: np.ndarray, what: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """For each group: the group, the rows without it, its rows.
 
     Raises

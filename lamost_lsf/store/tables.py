@@ -30,7 +30,8 @@ def encode_table(table: Table) -> list[dict[str, Any]]:
     Raises
     ------
     TypeError
-        A column that is neither `~astropy.time.Time` nor one-dimensional bool, int, float or str (objects, for instance).
+        A column that is neither `~astropy.time.Time` nor one-dimensional bool, int, float or str (objects, for
+        instance).
     ValueError
         A masked time.
     """

@@ -186,8 +186,7 @@ def fit_wavelength_solution(
     sigma = clipped.error
     residual, deviation = np.full(pixel.size, np.nan), np.full(pixel.size, np.nan)
     where = np.isfinite(pixel) & np.isfinite(listed)
-    if domain is not None:
-        where &= (pixel >= domain[0] - 0.5) & (pixel <= domain[1] + 0.5)
+    where &= (pixel >= domain[0] - 0.5) & (pixel <= domain[1] + 0.5)
     residual[where] = listed[where] - np.asarray(model(pixel[where]))
     deviation[usable] = clipped.deviation
     used = np.zeros(pixel.size, dtype=bool)

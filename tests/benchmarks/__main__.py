@@ -1,6 +1,7 @@
-"""Run the benchmarks one after the other: ``python tests/benchmarks [NAME ...]``, e.g. ``python tests/benchmarks centers``.
+"""Run the benchmarks one after the other: ``python tests/benchmarks [NAME ...]``, e.g. ``... centers``.
 
-Each ``bench_*.py`` beside this file is a script of its own; it ends with a non-zero status where a promised ratio is missed.
+Each ``bench_*.py`` beside this file is a script of its own; it ends with a non-zero status where a promised ratio is
+missed.
 """
 
 import os

@@ -1,0 +1,101 @@
+"""Where training data come from: a `ProfileStore` on disk, or a `ProfileSet` in memory, seen alike."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lamost_lsf.training.data import Labels
+
+__all__ = ["TrainingSource", "open_source"]
+
+
+@dataclass(frozen=True)
+class TrainingSource:
+    """Good profiles of one instrument, spectrograph, arm and season.
+
+    Attributes
+    ----------
+    labels : Labels
+    offset : ndarray (n_sample,)
+        Offsets of the resampled profiles, Angstrom.
+    instrument, arm : str
+    spectrograph : int
+    season : int or None
+    id : str
+        Identity of the data, recorded in the model.
+    """
+
+    labels: Labels
+    offset: np.ndarray
+    instrument: str
+    arm: str
+    spectrograph: int
+    season: int | None
+    id: str
+    _backing: Any
+    _numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, index: np.ndarray, *columns: str) -> list[np.ndarray]:
+        """Columns of some profiles, by number."""
+        numbers = self._numbers[index]
+        if hasattr(self._backing, "load"):
+            table = self._backing.load(numbers, columns=columns)
+            return [np.asarray(table[c] if isinstance(table, dict) else getattr(table, c)) for c in columns]
+        return [getattr(self._backing, c)[numbers] for c in columns]
+
+    def pixels(
+        self, index: np.ndarray | None = None, chunk: int = 20_000
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Native offset, flux and ivar, chunk by chunk, in order."""
+        index = np.arange(len(self)) if index is None else index
+        for start in range(0, index.size, chunk):
+            part = index[start : start + chunk]
+            yield tuple(self.load(part, "native_offset", "native_flux", "native_ivar"))
+
+
+def open_source(data: Any) -> TrainingSource:
+    """Make a source of a `ProfileStore` or `ProfileSet`.
+
+    Raises
+    ------
+    TypeError
+        Something else.
+    ValueError
+        No good profile in it.
+    """
+    from lamost_lsf.arcs import ProfileSet
+    from lamost_lsf.store import ProfileStore
+    from lamost_lsf.time import lmjm_to_time, season
+
+    if isinstance(data, ProfileStore):
+        columns = {c: np.asarray(data.labels[c]) for c in ("lmjm", "fiber", "wavelength", "line", "exposure")}
+        numbers, identity, year = np.arange(len(data)), data.id, data.season
+    elif isinstance(data, ProfileSet):
+        numbers = np.flatnonzero(data.good)
+        columns = {c: getattr(data, c)[numbers] for c in ("lmjm", "fiber", "wavelength", "line", "exposure")}
+        digest = hashlib.sha256()
+        for name in ("native_offset", "native_flux", "native_ivar"):
+            digest.update(np.ascontiguousarray(getattr(data, name)[numbers]))
+        identity = digest.hexdigest()[:16]
+        years = np.unique(season(lmjm_to_time(columns["lmjm"]))) if numbers.size else []
+        year = int(years[0]) if len(years) == 1 else None
+    else:
+        raise TypeError(f"data must be a ProfileStore or a ProfileSet, got {type(data).__name__}")
+    if numbers.size == 0:
+        raise ValueError("there is not one good profile to train on; look at its yields() for the reasons")
+    labels = Labels(
+        columns["lmjm"].astype(np.float64), columns["fiber"].astype(np.int64), columns["wavelength"].astype(np.float64),
+        columns["line"].astype(np.int64), columns["exposure"].astype(np.int64),
+    )  # fmt: skip
+    return TrainingSource(
+        labels, np.asarray(data.offset, dtype=np.float64), data.instrument, data.arm, int(data.spectrograph), year,
+        identity, data, numbers,
+    )  # fmt: skip

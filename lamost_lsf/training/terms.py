@@ -1,0 +1,142 @@
+"""Terms that a smooth network cannot know: what is particular to a fibre, and to a night.
+
+Coefficients are ``network + sum_r psi_r(wavelength) F_fr + sum_r phi_r(fiber, wavelength) N_nr``. F and N have Gaussian priors
+whose variances are learned from the data (empirical Bayes), a fibre's with a scale of its own: ordinary fibres are then
+drawn to the smooth surface as far as noise demands, and a defective one is left free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lamost_lsf.training.data import PackedStatistics
+from lamost_lsf.training.statistics import LineStatistics
+
+__all__ = ["GroupTerm", "fit_group_term", "newton_system"]
+
+
+@dataclass
+class GroupTerm:
+    """Term of one kind of group (fibres or nights).
+
+    Attributes
+    ----------
+    values : ndarray (n_group, R, K)
+    variance : ndarray (n_group, R, K)
+        Posterior variance of ``values``.
+    prior : ndarray (R, K)
+        Variance of the population.
+    scale : ndarray (n_group,)
+        Factor of the prior for each group; 1 for all where groups are alike.
+    """
+
+    values: np.ndarray
+    variance: np.ndarray
+    prior: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def zero(cls, n_group: int, n_function: int, n_component: int, prior: float = 0.05) -> GroupTerm:
+        """No term, with a wide prior to begin with."""
+        shape = (n_group, n_function, n_component)
+        return cls(np.zeros(shape), np.zeros(shape), np.full(shape[1:], prior), np.ones(n_group))
+
+    def at(self, group: np.ndarray, functions: np.ndarray) -> np.ndarray:
+        """Contribution (n, K) to the coefficients of lines of given groups (n,)."""
+        return np.einsum("nr,nrk->nk", functions, self.values[group])
+
+
+def newton_system(stats: LineStatistics, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gradient (n, K) and Hessian (n, K, K) of -chi2 / 2 about coefficients, the amplitude eliminated.
+
+    Holding the amplitude fixed instead would converge slowly where a coefficient changes the width, and would understate
+    the errors.
+    """
+    a = np.concatenate([np.ones((len(stats), 1)), coefficients], axis=1)
+    ma = np.einsum("nkl,nl->nk", stats.matrix, a)
+    q = np.einsum("nk,nk->n", a, ma)
+    amplitude = np.maximum(np.einsum("nk,nk->n", stats.vector, a), 0.0) / q
+    gradient = amplitude[:, None] * (stats.vector[:, 1:] - amplitude[:, None] * ma[:, 1:])
+    hessian = stats.matrix[:, 1:, 1:] - ma[:, 1:, None] * ma[:, None, 1:] / q[:, None, None]
+    return gradient, amplitude[:, None, None] ** 2 * hessian
+
+
+def fit_group_term(
+    term: GroupTerm,
+    packed: PackedStatistics,
+    index: np.ndarray,
+    group: np.ndarray,
+    functions: np.ndarray,
+    coefficients: np.ndarray,
+    *,
+    own_scale: bool,
+    newton_steps: int = 3,
+    prior_steps: int = 5,
+) -> GroupTerm:
+    """Fit a term, with its prior, to what other parts of the model leave.
+
+    Parameters
+    ----------
+    term : GroupTerm
+        Present term; ``coefficients`` contain it.
+    packed : PackedStatistics
+    index : ndarray (m,)
+        Lines to be fitted.
+    group, functions, coefficients : ndarray (m,), (m, R), (m, K)
+        Of those lines; ``coefficients`` are the whole model's.
+    own_scale : bool
+        Whether every group has a prior scale of its own.
+
+    Returns
+    -------
+    GroupTerm
+    """
+    n_group, n_function, n_component = term.values.shape
+    size = n_function * n_component
+    values, prior, scale = term.values.copy(), term.prior.ravel().copy(), term.scale.copy()
+    current = coefficients.copy()
+    identity = np.eye(size)
+    variance = term.variance.reshape(n_group, size)
+    for _ in range(newton_steps):
+        hessian, rhs = np.zeros((n_group, size, size)), np.zeros((n_group, size))
+        position = 0
+        for part, stats in packed.chunks(index):
+            here = slice(position, position + part.size)
+            _accumulate(stats, current[here], group[here], functions[here], hessian, rhs)
+            position += part.size
+        flat = values.reshape(n_group, size)
+        rhs += np.einsum("gij,gj->gi", hessian, flat)
+        for _ in range(prior_steps):
+            precision = 1.0 / (prior[None] * scale[:, None])
+            covariance = np.linalg.inv(hessian + precision[:, :, None] * identity)
+            new = np.einsum("gij,gj->gi", covariance, rhs)
+            variance = np.einsum("gii->gi", covariance)
+            second = new**2 + variance
+            if own_scale:
+                scale = np.maximum((second / prior).mean(axis=1), 1e-3)
+                scale /= np.median(scale)
+            prior = np.maximum((second / scale[:, None]).mean(axis=0), 1e-10)
+        new = new.reshape(values.shape)
+        current += np.einsum("nr,nrk->nk", functions, (new - values)[group])
+        values = new
+    return GroupTerm(values, variance.reshape(values.shape), prior.reshape(values.shape[1:]), scale)
+
+
+def _accumulate(
+    stats: LineStatistics, coefficients: np.ndarray, group: np.ndarray, functions: np.ndarray,
+    hessian: np.ndarray, rhs: np.ndarray,
+) -> None:  # fmt: skip
+    """Add lines to the normal equations (n_group, RK, RK) and (n_group, RK) of their groups."""
+    gradient, h = newton_system(stats, coefficients)
+    r, k = functions.shape[1], gradient.shape[1]
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0, True])
+    for a, b in zip(starts[:-1], starts[1:], strict=True):
+        m = order[a:b]
+        f, g = functions[m], group[m[0]]
+        outer = (f[:, :, None] * f[:, None, :]).reshape(m.size, r * r)
+        block = (outer.T @ h[m].reshape(m.size, k * k)).reshape(r, r, k, k)
+        hessian[g] += block.transpose(0, 2, 1, 3).reshape(r * k, r * k)
+        rhs[g] += (f.T @ gradient[m]).ravel()
