@@ -71,7 +71,7 @@ def plot_profile(
     >>> from lamost_lsf.plots import plot_profile
     >>> ax = plot_profile(GaussianIP(1800).profile(wavelength=5400 * u.AA), centers=["half"])
     >>> ax.get_xlabel()
-    'observed - true wavelength [$\\mathrm{\\mathring{A}}$]'
+    'observed - true wavelength [Å]'
     """
     if normalization not in ("peak", "area", "none"):
         raise ValueError(f"normalization must be 'peak', 'area' or 'none', got {normalization!r}")
@@ -105,8 +105,8 @@ def plot_profile(
         if np.isfinite(value):
             name = center if isinstance(center, str) else getattr(center, "name", getattr(center, "__name__", "centre"))
             ax.axvline(value, color=f"C{i + 1}", lw=1, ls="--", label=f"{name} {value:+.3f}")
-    ax.set_xlabel(f"observed - true wavelength [{unit.to_string('latex')}]")
-    label = {"peak": "flux / peak", "area": f"flux / area [{(1 / unit).unit.to_string('latex')}]", "none": "flux"}
+    ax.set_xlabel(f"observed - true wavelength [{unit.to_string('unicode')}]")
+    label = {"peak": "flux / peak", "area": f"flux / area [{(1 / unit).unit.to_string('unicode')}]", "none": "flux"}
     ax.set_ylabel(label[normalization])
     ax.set_xlim(x[0], x[-1])
     if legend and (few or len(centers)):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.interpolate import CubicSpline
+from scipy.optimize import brentq
 from scipy.special import erf
 
 from lamost_lsf import LSF
@@ -56,22 +57,23 @@ def scatter_integral(
 ) -> np.ndarray:
     """``integral T(w') h(w - w'; w') dw'`` by midpoints in w', a spline of its own for every true wavelength.
 
-    ``zero`` (of w') is the offset that lies at lag 0; ``kernel_of_output`` makes the wrong integral, with the profile of
-    the output wavelength; ``limits`` are true wavelengths beyond which nothing is integrated.
+    ``zero`` (of w') is the offset that lies at lag 0; ``kernel_of_output`` makes the wrong integral, with the profile
+    of the output wavelength; ``limits`` are true wavelengths beyond which nothing is integrated.
     """
     x = lsf.offset
     result = np.empty(output.size)
     for k, w in enumerate(output):
-        margin = 0.0 if zero is None else 1.5
-        low, high = max(w - x[-1] - margin, limits[0]), min(w - x[0] + margin, limits[1])
-        if zero is None:
-            # ends of the window exactly, so that the jump there costs no accuracy
-            n = int(np.ceil((high - low) / step))
-            true = low + (np.arange(n) + 0.5) * (high - low) / n
-            weight = (high - low) / n
-        else:
-            true = np.arange(low, high, step) + 0.5 * step
-            weight = step
+        # midpoints between the ends of the window exactly, so that the jumps there cost no accuracy
+        ends = [w - x[-1], w - x[0]]
+        if zero is not None:
+            ends = [brentq(lambda t, e=e: t - zero(t) - e, e - 3.0, e + 3.0, xtol=1e-12) for e in ends]
+        low, high = max(ends[0], limits[0]), min(ends[1], limits[1])
+        if low >= high:
+            result[k] = 0.0
+            continue
+        n = int(np.ceil((high - low) / step))
+        weight = (high - low) / n
+        true = low + (np.arange(n) + 0.5) * weight
         at = w - true + (0.0 if zero is None else zero(true))
         profiles = lsf._sample(np.full(true.size, w) if kernel_of_output else true)
         spline = CubicSpline(x, profiles.T)

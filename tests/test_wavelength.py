@@ -424,23 +424,23 @@ def test_misidentified_lines_are_found_and_only_these():
     assert kept <= 2
 
 
-def test_a_line_at_the_end_cannot_hide_behind_its_leverage():
-    """0.8 A off, at an end where the curve follows the line: the residual that is left is a fraction of it."""
+def test_a_line_at_the_end_has_less_to_hide_behind():
+    """0.8 A off, where the curve follows the line: a sixth is left as its residual, 4 sigma of the others."""
     rng = np.random.default_rng(29)
     found, left = 0, []
     for _ in range(100):
-        _, pixel, wavelength = arc(20, rng)
+        _, pixel, wavelength = arc(15, rng)
         wavelength[-1] += 0.8
         kept = fit_wavelength_solution(pixel, wavelength * u.AA, domain=DOMAIN, sigma_clip=None)
         left.append(kept.residuals()[-1].value)
         solution = fit_wavelength_solution(pixel, wavelength * u.AA, domain=DOMAIN)
-        found += list(np.flatnonzero(~solution.lines["used"])) == [19]
-        # once rejected, its leave-one-out error is the plain residual, nearly all of the 0.8 A
-        if not solution.lines["used"][-1]:
-            assert solution.leave_one_out()[-1] == solution.residuals()[-1]
-            assert solution.residuals()[-1] > 0.4 * u.AA
-    assert np.median(left) < 0.4
-    assert found >= FOUND
+        if list(np.flatnonzero(~solution.lines["used"])) == [14]:
+            found += 1
+            # what the others predict for a rejected line is what the fit says
+            assert solution.leave_one_out()[-1] == solution.residuals()[-1] > 0.2 * u.AA
+    assert np.median(left) < 0.15
+    # plain residuals find 36
+    assert found >= 41
 
 
 def test_reason_names_the_residual_and_its_size():

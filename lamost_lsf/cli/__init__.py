@@ -14,6 +14,16 @@ from lamost_lsf.cli._common import CommandError, one_line
 
 __all__ = ["build_parser", "main"]
 
+#: What messages of the library tell a script to pass, and what it is called here.
+_OPTIONS = {
+    "extrapolate=True": "--extrapolate",
+    "overwrite=True": "--overwrite",
+    "by member=": "as FILE::MEMBER",
+    "by read_template": "as FILE::MEMBER",
+    "window=": "--window",
+    "velocity_range=": "--velocity-range",
+}
+
 _COMMANDS = (demo, rv, convolve, profile, plugins)
 
 
@@ -108,5 +118,8 @@ def _explain(error: Exception) -> str:
     if isinstance(error, expected) and type(error) is not KeyError and str(error):
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
             return f"{error.filename}: {error.strerror}"
-        return one_line(error)
+        message = one_line(error)
+        for argument, option in _OPTIONS.items():
+            message = message.replace(argument, option)
+        return message
     return f"{type(error).__name__}: {one_line(error)} (unexpected; --debug shows where)"

@@ -21,7 +21,8 @@ __all__ = [
     "build_spectrum",
     "check_sampling",
     "flux_and_mask",
-    "pixel_widths",
+    "lower_edge",
+    "pixel_edges",
     "variance_of",
     "warn_coarse",
 ]
@@ -59,15 +60,22 @@ def _is_good(wavelength):
     return good
 
 
-@njit(cache=True, error_model="numpy")
-def pixel_widths(wavelength):
-    """Width of every pixel (n,): half the distance between its neighbours, at the ends the distance to the only one."""
-    out = np.empty(wavelength.size)
-    out[0] = wavelength[1] - wavelength[0]
-    for k in range(1, wavelength.size - 1):
-        out[k] = 0.5 * (wavelength[k + 1] - wavelength[k - 1])
-    out[-1] = wavelength[-1] - wavelength[-2]
-    return out
+@njit(cache=True, error_model="numpy", inline="always")
+def lower_edge(wavelength, j):
+    """Lower edge of pixel j, or the upper edge of the last for j = n: half-way between neighbours."""
+    n = wavelength.size
+    if j == 0:
+        return 1.5 * wavelength[0] - 0.5 * wavelength[1]
+    if j == n:
+        return 1.5 * wavelength[n - 1] - 0.5 * wavelength[n - 2]
+    return 0.5 * (wavelength[j - 1] + wavelength[j])
+
+
+def pixel_edges(wavelength: np.ndarray) -> np.ndarray:
+    """Edges (n + 1,) of pixels at wavelengths (n,); see `lower_edge`."""
+    inner = 0.5 * (wavelength[1:] + wavelength[:-1])
+    first, last = 1.5 * wavelength[0] - 0.5 * wavelength[1], 1.5 * wavelength[-1] - 0.5 * wavelength[-2]
+    return np.concatenate([[first], inner, [last]])
 
 
 @njit(cache=True, error_model="numpy")

@@ -521,6 +521,6 @@ def _on_grid(
         raise ValueError(f"the template has masked or non-finite pixels (first at {where:.2f} A) in the range used")
     warn_coarse(float(np.max(np.diff(np.log(w[here])))), narrowest, " in ln(wavelength)")
     out = np.zeros((2, grid.size))
-    spread_template(w, flux[None], first, last, grid.step, grid.start, out)
+    spread_template(w, flux[None], first, last, 0.0, np.inf, grid.step, grid.start, out)
     edges = (1.5 * w[first] - 0.5 * w[first + 1], 1.5 * w[last - 1] - 0.5 * w[last - 2])
     return out[0], (float(w[first]), float(w[last - 1])), edges

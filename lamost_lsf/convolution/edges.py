@@ -1,7 +1,7 @@
 """The jumps at the ends of a profile's window, convolved exactly.
 
 A profile is cut off at the ends of its window, where measured ones still have some 0.5 % of their peak. No grid
-resolves such a jump: where a narrow template line passes it, a grid smears the step over its cells. A taper that carries
+resolves such a jump: where a narrow template line passes it, a grid smears the step over its cells. A taper that has
 the jump and the slope at the end is therefore taken off the profile before it is brought onto the grid, and convolved
 apart, with the template's own samples. At a distance d inwards from an end with value h and slope h' it is
 
@@ -17,8 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from lamost_lsf.convolution.axes import lower_edge
 from lamost_lsf.convolution.loggrid import LOG_STEP
 from lamost_lsf.convolution.nodes import LSFTable, lagrange4, lagrange4_derivative, node_position
+from lamost_lsf.convolution.response import SegmentPixels
 from lamost_lsf.spline import uniform_coefficients
 
 __all__ = ["Tapers", "add_tapers", "jump_error", "make_tapers"]
@@ -68,8 +70,7 @@ def make_tapers(table: LSFTable, refinement: int) -> Tapers:
 def add_tapers(
     flux: np.ndarray,
     w_in: np.ndarray,
-    begin: int,
-    end: int,
+    pixels: SegmentPixels,
     table: LSFTable,
     tapers: Tapers,
     w_out: np.ndarray,
@@ -82,8 +83,8 @@ def add_tapers(
     flux : ndarray (m, n)
     w_in : ndarray (n,)
         Angstrom.
-    begin, end : int
-        The segment's samples.
+    pixels : SegmentPixels
+        The segment's.
     table : LSFTable
     tapers : Tapers
     w_out : ndarray (k,)
@@ -92,8 +93,8 @@ def add_tapers(
         The last row is for a constant spectrum.
     """
     _add_tapers(
-        flux, w_in, begin, end, w_out, table.offset[0], table.offset[-1], tapers.length, tapers.shape, table.zero,
-        table.log_start, 1.0 / table.log_step, out,
+        flux, w_in, pixels.begin, pixels.end, pixels.low, pixels.high, w_out, table.offset[0], table.offset[-1],
+        tapers.length, tapers.shape, table.zero, table.log_start, 1.0 / table.log_step, out,
     )  # fmt: skip
 
 
@@ -121,21 +122,10 @@ def _taper_sums(before, wavelength, after, flux, origin, scale, c0, c1, c2, inve
     return 0.5 * total, 0.5 * area
 
 
-@njit(cache=True, error_model="numpy", inline="always")
-def _lower_edge(wavelength, j):
-    """Lower edge of pixel j, or the upper edge of the last for j = n: half-way between neighbours."""
-    n = wavelength.size
-    if j == 0:
-        return 1.5 * wavelength[0] - 0.5 * wavelength[1]
-    if j == n:
-        return 1.5 * wavelength[n - 1] - 0.5 * wavelength[n - 2]
-    return 0.5 * (wavelength[j - 1] + wavelength[j])
-
-
 @njit(cache=True, error_model="numpy")
 def _add_part(wavelength, flux, j, low, high, origin, scale, c0, c1, c2, inverse_length, out, o):
     """Add what one pixel contributes with its part between low and high, taken at the middle of that."""
-    left, right = max(_lower_edge(wavelength, j), low), min(_lower_edge(wavelength, j + 1), high)
+    left, right = max(lower_edge(wavelength, j), low), min(lower_edge(wavelength, j + 1), high)
     if right <= left:
         return
     d = (0.5 * (left + right) - origin) * scale
@@ -147,7 +137,7 @@ def _add_part(wavelength, flux, j, low, high, origin, scale, c0, c1, c2, inverse
 
 
 @njit(cache=True, error_model="numpy")
-def _add_tapers(flux, w_in, begin, end, w_out, x0, x1, length, shape, zero, s0, inverse_ds, out):
+def _add_tapers(flux, w_in, begin, end, lowest, highest, w_out, x0, x1, length, shape, zero, s0, inverse_ds, out):
     n_row, size = flux.shape[0], w_in.size
     shifted = np.any(zero != 0.0)
     inverse_length = 1.0 / length
@@ -167,15 +157,15 @@ def _add_tapers(flux, w_in, begin, end, w_out, x0, x1, length, shape, zero, s0, 
                     sharp = seen + z
                 scale = sign * (1.0 - dz)
             smooth = sharp + length / scale
-            low, high = min(sharp, smooth), max(sharp, smooth)
+            low, high = max(min(sharp, smooth), lowest), min(max(sharp, smooth), highest)
+            if low >= high:
+                continue
             # pixels a to b - 1 lie wholly between
-            while a < end and _lower_edge(w_in, a) < low:
+            while a < end and lower_edge(w_in, a) < low:
                 a += 1
             b = max(b, a)
-            while b < end and _lower_edge(w_in, b + 1) <= high:
+            while b < end and lower_edge(w_in, b + 1) <= high:
                 b += 1
-            if _lower_edge(w_in, end) <= low or _lower_edge(w_in, begin) >= high:
-                continue
             # value and slope change a little along the taper: linear in d
             h0, _ = _at(sharp, height, s0, inverse_ds)
             k0, _ = _at(sharp, slope, s0, inverse_ds)

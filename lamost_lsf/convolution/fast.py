@@ -12,7 +12,7 @@ from lamost_lsf.convolution.edges import add_tapers, jump_error, make_tapers
 from lamost_lsf.convolution.loggrid import LogGrid, choose_refinement, kernel_table, read_out, spread_template
 from lamost_lsf.convolution.matrix import ResolutionMatrix, build_matrix, needed_range
 from lamost_lsf.convolution.nodes import tabulate
-from lamost_lsf.convolution.response import constant_response, segment_edges
+from lamost_lsf.convolution.response import constant_response, segment_pixels
 from lamost_lsf.lsf import LSF
 
 __all__ = ["convolve_flux"]
@@ -76,7 +76,7 @@ def convolve_flux(
     else:
         kernels = [kernel_table(t, refinement) for t in tables]
     grid = LogGrid.covering(w_in[0], w_in[-1], refinement)
-    index, bounds = segment_edges(w_in, tables)
+    pixels = segment_pixels(w_in, tables)
     log_out = np.log(w_out)
     out = np.empty((flux.shape[0], w_out.size))
     block = max(1, _BLOCK // grid.size)
@@ -84,15 +84,14 @@ def convolve_flux(
         part = flux[begin : begin + block, first:last]
         # the last row is a constant spectrum: what it becomes is known without the grid, and all is normalised to it
         rows = np.zeros((len(tables), part.shape[0] + 1, grid.size))
-        for row, a, b in zip(rows, index[:-1], index[1:], strict=True):
-            spread_template(w_in, part, a, b, grid.step, grid.start, row)
+        for row, p in zip(rows, pixels, strict=True):
+            spread_template(w_in, part, p.begin, p.end, p.low, p.high, grid.step, grid.start, row)
         values = read_out(rows, grid, kernels, log_out)
         for k, taper in enumerate(tapers):
-            add_tapers(part, w_in, index[k], index[k + 1], tables[k], taper, w_out, values)
+            add_tapers(part, w_in, pixels[k], tables[k], taper, w_out, values)
         out[begin : begin + block] = values[:-1]
         covered = values[-1]
-    response = constant_response(tables, bounds, w_out)
+    response = constant_response(tables, pixels, w_out)
     mask = ~((response.share <= max_masked) & (covered > 0.0))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = (response.total if preserve == "flux" else 1.0) / covered
+    scale = (response.total if preserve == "flux" else 1.0) / np.where(mask, 1.0, covered)
     return np.where(mask, np.nan, out * scale), mask

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from lamost_lsf.convolution.axes import lower_edge
 from lamost_lsf.convolution.nodes import LSFTable, lagrange4, node_position
 from lamost_lsf.spline import uniform_coefficients
 
@@ -93,6 +94,23 @@ class LogGrid:
 _CHUNK = 128
 
 
+@njit(cache=True, error_model="numpy")
+def _spread_part(wavelength, values, j, low, high, step, start, out):
+    """Spread the part of pixel j between low and high; see `spread_template`."""
+    low, high = max(low, lower_edge(wavelength, j)), min(high, lower_edge(wavelength, j + 1))
+    middle = 0.5 * (low + high)
+    position = np.log(middle) / step - start
+    i = int(np.floor(position))
+    w = lagrange8(position - i)
+    n_row = values.shape[0]
+    for k in range(8):
+        if 0 <= i - 3 + k < out.shape[1]:
+            share = w[k] * (high - low) / middle
+            out[n_row, i - 3 + k] += share
+            for r in range(n_row):
+                out[r, i - 3 + k] += share * values[r, j]
+
+
 @njit(cache=True, error_model="numpy", fastmath={"contract"})
 def _chunk_positions(wavelength, begin, end, inverse_step, start, position, measure):
     """Positions in nodes, and widths in ln(wavelength), of samples begin..end (at most _CHUNK) of an axis."""
@@ -119,8 +137,10 @@ def _chunk_positions(wavelength, begin, end, inverse_step, start, position, meas
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def spread_template(wavelength, values, begin, end, step, start, out):
+def spread_template(wavelength, values, begin, end, low, high, step, start, out):
     """Spread samples begin..end of spectra, times their pixel widths; in the last row of ``out`` the widths alone.
+
+    Pixels that reach beyond ``low`` or ``high`` (Angstrom) count with their part between, at the middle of that.
 
     Everything is done in chunks that stay in the processor's cache: for a long template, writing positions and widths
     out first takes longer than the spreading.
@@ -138,6 +158,12 @@ def spread_template(wavelength, values, begin, end, step, start, out):
     """
     n_row, n = values.shape[0], out.shape[1]
     position, measure = np.empty(_CHUNK), np.empty(_CHUNK)
+    if end > begin and lower_edge(wavelength, begin) < low:
+        _spread_part(wavelength, values, begin, low, high, step, start, out)
+        begin += 1
+    if end > begin and lower_edge(wavelength, end) > high:
+        end -= 1
+        _spread_part(wavelength, values, end, low, high, step, start, out)
     for first in range(begin, end, _CHUNK):
         last = min(first + _CHUNK, end)
         _chunk_positions(wavelength, first, last, 1.0 / step, start, position, measure)

@@ -17,11 +17,11 @@ from lamost_lsf.convolution.axes import (
     build_spectrum,
     check_sampling,
     flux_and_mask,
-    pixel_widths,
+    pixel_edges,
     variance_of,
 )
 from lamost_lsf.convolution.nodes import LSFTable, lagrange4, node_position, tabulate
-from lamost_lsf.convolution.response import Response, constant_response, segment_edges
+from lamost_lsf.convolution.response import Response, constant_response, segment_pixels
 from lamost_lsf.lsf import LSF, as_lsf
 from lamost_lsf.profile import resolve_center
 from lamost_lsf.spline import uniform_coefficients
@@ -86,35 +86,41 @@ def _fill(
             data[start + k] = value * part
 
 
-def _table_matrix(table: LSFTable, wavelength: np.ndarray, width: np.ndarray, output: np.ndarray) -> sparse.csr_array:
-    """CSR matrix of one segment: rows are output wavelengths, columns the given true wavelengths."""
-    at, zero = np.clip(wavelength, table.nodes[0], table.nodes[-1]), table.zero
-    if np.any(zero):
+def _table_matrix(
+    table: LSFTable, wavelength: np.ndarray, edges: np.ndarray, output: np.ndarray, begin: int, n_in: int
+) -> sparse.csr_array:
+    """CSR matrix (n_out, n_in) of one segment, whose pixels (k,) with edges (k + 1,) are columns from ``begin`` on."""
+    at = np.clip(wavelength, table.nodes[0], table.nodes[-1])
+    shifted, shifted_edges = wavelength, edges
+    if np.any(table.zero):
         # the centre varies slowly: interpolated as the profiles are
-        shift = _interpolate_zero(np.log(at), table.log_start, 1.0 / table.log_step, zero)
-    else:
-        shift = np.zeros(wavelength.size)
-    shifted = wavelength - shift
+        s0, inverse_ds = table.log_start, 1.0 / table.log_step
+        shifted = wavelength - _interpolate_zero(np.log(at), s0, inverse_ds, table.zero)
+        at_edges = np.clip(edges, table.nodes[0], table.nodes[-1])
+        shifted_edges = edges - _interpolate_zero(np.log(at_edges), s0, inverse_ds, table.zero)
+    lower, upper = shifted_edges[:-1], shifted_edges[1:]
     x0, x1 = table.offset[0], table.offset[-1]
-    # pixels end half-way between their neighbours
-    middle = 0.5 * (shifted[1:] + shifted[:-1])
-    ends = shifted[[0, -1]] + np.array([-0.5, 0.5]) * width[[0, -1]]
-    edges = np.concatenate([ends[:1], middle, ends[1:]])
-    first, last = _count(edges[:-1], edges[1:], output, x0, x1)
+    first, last = _count(lower, upper, output, x0, x1)
     indptr = np.zeros(output.size + 1, dtype=np.int64)
     np.cumsum(last - first, out=indptr[1:])
     data = np.empty(indptr[-1])
     coefficients = uniform_coefficients(table.offset_step, table.profiles)
     n_cells = table.offset.size - 1
     _fill(
-        at, width, shifted, edges[:-1], edges[1:], output, first, indptr, coefficients, x0, x1, n_cells,
+        at, np.diff(edges), shifted, lower, upper, output, first, indptr, coefficients, x0, x1, n_cells,
         table.log_start, 1.0 / table.log_step, data,
     )  # fmt: skip
-    indices = np.arange(indptr[-1]) - np.repeat(indptr[:-1] - first, last - first)
-    index_dtype = np.int32 if indptr[-1] < 2**31 else np.int64
-    return sparse.csr_array(
-        (data, indices.astype(index_dtype), indptr.astype(index_dtype)), shape=(output.size, wavelength.size)
-    )
+    index_dtype = np.int32 if max(indptr[-1], n_in) < 2**31 else np.int64
+    indices = np.empty(data.size, dtype=index_dtype)
+    _fill_columns(indptr, first + begin, indices)
+    return sparse.csr_array((data, indices, indptr.astype(index_dtype)), shape=(output.size, n_in))
+
+
+@njit(cache=True, error_model="numpy")
+def _fill_columns(indptr, first, indices):
+    for i in range(first.size):
+        for k in range(indptr[i + 1] - indptr[i]):
+            indices[indptr[i] + k] = first[i] + k
 
 
 @njit(cache=True, error_model="numpy")
@@ -388,14 +394,18 @@ def build_matrix(
     """Matrix (n_out, n_in) and response to a constant (n_out,); axes in vacuum Angstrom."""
     tables = tabulate(lsf, *needed_range(lsf, w_in, w_out, center), center=center)
     check_sampling(w_in, tables)
-    index, bounds = segment_edges(w_in, tables)
-    response = constant_response(tables, bounds, w_out)
-    width = pixel_widths(w_in)
-    blocks = [
-        _table_matrix(table, w_in[begin:end], width[begin:end], w_out)
-        for table, begin, end in zip(tables, index[:-1], index[1:], strict=True)
-    ]
-    matrix = blocks[0] if len(blocks) == 1 else sparse.csr_array(sparse.hstack(blocks, format="csr"))
+    pixels = segment_pixels(w_in, tables)
+    response = constant_response(tables, pixels, w_out)
+    edges = pixel_edges(w_in)
+    matrix = None
+    for table, part in zip(tables, pixels, strict=True):
+        here, cut = w_in[part.begin : part.end], np.clip(edges[part.begin : part.end + 1], part.low, part.high)
+        if len(tables) > 1:
+            # a pixel cut by a join counts in both segments, each part at its middle
+            middle = 0.5 * (cut[1:] + cut[:-1])
+            here = np.where(np.diff(cut) < np.diff(edges[part.begin : part.end + 1]), middle, here)
+        block = _table_matrix(table, here, cut, w_out, part.begin, w_in.size)
+        matrix = block if matrix is None else sparse.csr_array(matrix + block)
     # rows sum to the response exactly, whatever the template's sampling
     area = np.asarray(matrix.sum(axis=1)).ravel() + response.missing
     factor = response.total / np.where(area > 0, area, response.total)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numba import njit
 from scipy.interpolate import CubicSpline
 
+from lamost_lsf.convolution.axes import lower_edge
 from lamost_lsf.convolution.nodes import LSFTable, lagrange4, lagrange4_derivative, node_position
 from lamost_lsf.spline import quadrature_weights
 
-__all__ = ["Response", "constant_response", "segment_edges"]
+__all__ = ["Response", "SegmentPixels", "constant_response", "segment_pixels"]
 
 
 @dataclass(frozen=True)
@@ -39,48 +41,59 @@ class Response:
     share: np.ndarray
 
 
-def segment_edges(w_in: np.ndarray, tables: list[LSFTable]) -> tuple[list[int], np.ndarray]:
-    """How template pixels are dealt out to the segments of an LSF.
+@dataclass(frozen=True)
+class SegmentPixels:
+    """The template pixels of one segment of an LSF.
 
-    Parameters
+    Attributes
     ----------
-    w_in : ndarray (n,)
-        Template wavelengths, Angstrom.
-    tables : list of LSFTable
-
-    Returns
-    -------
-    index : list of int (n_segment + 1,)
-        Pixels ``index[k]`` to ``index[k + 1]`` belong to segment k.
-    bounds : ndarray (n_segment + 1,)
-        Edges of those pixels, Angstrom: ends of the template, and joins moved to the nearest pixel edge.
+    begin, end : int
+        Pixels that lie in it, wholly or in part.
+    low, high : float
+        True wavelengths (Angstrom) between which it is used: joins, and the edges of the template. A pixel cut by one
+        counts with its part inside, at the middle of that.
     """
-    index = [0, *(int(np.searchsorted(w_in, t.low, side="left")) for t in tables[1:]), w_in.size]
-    bounds = np.empty(len(index))
-    bounds[0], bounds[-1] = 1.5 * w_in[0] - 0.5 * w_in[1], 1.5 * w_in[-1] - 0.5 * w_in[-2]
-    for k, i in enumerate(index[1:-1], start=1):
-        bounds[k] = 0.5 * (w_in[i - 1] + w_in[i])
-    return index, bounds
+
+    begin: int
+    end: int
+    low: float
+    high: float
 
 
-def constant_response(tables: Sequence[LSFTable], bounds: np.ndarray, output: np.ndarray) -> Response:
-    """Response to a constant on true wavelengths ``bounds[0]`` to ``bounds[-1]``, and beyond.
+def segment_pixels(w_in: np.ndarray, tables: list[LSFTable]) -> list[SegmentPixels]:
+    """How the pixels of a template (n,) are dealt out to the segments of an LSF."""
+    n = w_in.size
+    bounds = [lower_edge(w_in, 0), *(t.low for t in tables[1:]), lower_edge(w_in, n)]
+    pixels = []
+    for low, high in pairwise(bounds):
+        begin, end = int(np.searchsorted(w_in, low)), int(np.searchsorted(w_in, high))
+        # searching their wavelengths misses a pixel whose edge reaches across
+        if begin > 0 and lower_edge(w_in, begin) > low:
+            begin -= 1
+        if end < n and lower_edge(w_in, end) < high:
+            end += 1
+        pixels.append(SegmentPixels(begin, end, float(low), float(high)))
+    return pixels
+
+
+def constant_response(tables: Sequence[LSFTable], pixels: Sequence[SegmentPixels], output: np.ndarray) -> Response:
+    """Response to a constant on the template's pixels, and beyond.
 
     Parameters
     ----------
     tables : sequence of LSFTable
         Smooth segments of the LSF, in order.
-    bounds : ndarray (n_segment + 1,)
-        True vacuum wavelengths between which each segment is used, Angstrom.
+    pixels : sequence of SegmentPixels
+        One a segment.
     output : ndarray (n_out,)
         Observed vacuum wavelengths, Angstrom, increasing.
     """
     total = np.zeros(output.size)
     missing, share = np.zeros(output.size), np.zeros(output.size)
     last = len(tables) - 1
-    for k, table in enumerate(tables):
-        left, left_share = _beyond(table, 0, bounds[k], output)
-        right, right_share = _beyond(table, -1, bounds[k + 1], output)
+    for k, (table, used) in enumerate(zip(tables, pixels, strict=True)):
+        left, left_share = _beyond(table, 0, used.low, output)
+        right, right_share = _beyond(table, -1, used.high, output)
         # ``_whole`` lets the segment go on for ever; what its neighbours are there for is taken off again
         total += _whole(table, output)
         if k == 0:

@@ -147,6 +147,8 @@ def read_spectrum(file: str | os.PathLike | Any) -> Spectrum:
         raise FileNotFoundError(f"no such file: {name}")
     try:
         # whole and decompressed: arrays must outlive the file, and what is missing must be noticed
+        if not is_path:
+            file.seek(0)  # whoever looked at it before may have left it anywhere
         content = Path(file).read_bytes() if is_path else file.read()
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)

@@ -57,7 +57,8 @@ def list_templates(path: str | os.PathLike) -> list[str]:
     path = _existing(path)
     kind = _kind(path)
     if kind == "npz":
-        with _damage(path), np.load(path, allow_pickle=False) as npz:
+        # numpy would leave a damaged file open that it opened itself
+        with _damage(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as npz:
             return _npz_members(path, npz.files)[1]
     if kind == "redrock":
         with _damage(path), fits.open(path) as hdus:
@@ -244,7 +245,7 @@ def _npz_members(path: Path, names: list[str]) -> tuple[str, list[str]]:
 
 
 def _read_npz(path: Path, member: str | int | None) -> tuple[u.Quantity, u.Quantity, str, str]:
-    with _damage(path), np.load(path, allow_pickle=False) as npz:
+    with _damage(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as npz:
         wave, members = _npz_members(path, npz.files)
         name = members[0] if member is None else str(member)
         found = name in members
@@ -346,6 +347,8 @@ def _read_table(path: Path, error: Exception) -> tuple[u.Quantity, u.Quantity, s
             wavelength = 10.0**wavelength
         wavelength = (wavelength * _unit(table[wave].unit, u.AA)).to(u.AA, u.spectral())
         unit = _unit(table[flux].unit, u.dimensionless_unscaled)
-    if not np.all((wavelength > 100 * u.AA) & (wavelength < 1e6 * u.AA)) and table[wave].unit is None:
-        raise FormatError(f"{path}: column {wave} has no unit and is not in Angstrom: {wavelength[0].value:g} ...")
+    outside = (wavelength < 100 * u.AA) | (wavelength > 1e6 * u.AA)
+    if np.any(outside) and table[wave].unit is None:
+        first = wavelength[outside][0].value
+        raise FormatError(f"{path}: column {wave} has no unit and is not in Angstrom: it holds {first:g}")
     return wavelength, values * unit, "vacuum", _stem(path)

@@ -61,6 +61,8 @@ _METALS = (
     (8662.141, 2.6, 1), (8674.746, 0.12, 0), (8688.625, 0.27, 0), (8806.756, 0.5, 0), (8824.221, 0.22, 0),
 )  # fmt: skip
 
+_RESIDUAL = 0.06
+
 
 def synthetic_template(
     temperature: float = 6000.0,
@@ -155,7 +157,9 @@ def synthetic_template(
     strength *= neutral ** rng.uniform(0.7, 1.3, position.size)
     for air, area in zip(position, strength, strict=True):
         _add(depth, wavelength, air, area, air * sigma, 0.0, 12.0 * air * sigma)
-    flux = _planck(wavelength, temperature) / _planck(np.array(5500.0), temperature) * np.exp(-depth)
+    # the core of a strong line is formed high up, where it is cool but not dark
+    line = _RESIDUAL + (1.0 - _RESIDUAL) * np.exp(-depth)
+    flux = _planck(wavelength, temperature) / _planck(np.array(5500.0), temperature) * line
     return Spectrum(
         flux=flux * u.dimensionless_unscaled,
         spectral_axis=wavelength * u.AA,

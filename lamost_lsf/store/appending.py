@@ -16,7 +16,7 @@ from lamost_lsf.errors import FormatError
 from lamost_lsf.files import atomic_path
 from lamost_lsf.models.neural import parse_model_name
 from lamost_lsf.store import batch_file, checks
-from lamost_lsf.store.batch_file import LABELS, REJECTED, ROW_COLUMNS
+from lamost_lsf.store.batch_file import LABELS, REJECTED, REJECTED_COLUMNS, ROW_COLUMNS
 from lamost_lsf.store.catalogue import (
     FORMAT,
     VERSION,
@@ -26,10 +26,11 @@ from lamost_lsf.store.catalogue import (
     batch_path,
 )
 from lamost_lsf.store.tables import encode_table, table_schema
+from lamost_lsf.time import lmjm_to_time
 
 __all__ = ["Candidate", "check_belongs", "check_name", "verify_batch", "without_known", "write_candidate"]
 
-_IDENTITY = ("instrument", "arm", "spectrograph", "season")
+_IDENTITY = ("instrument", "arm", "spectrograph", "season", "time_reference", "wavelength_center")
 _RESERVED = ("n_profiles", "n_rejected", "night", "batch")
 
 
@@ -46,15 +47,12 @@ class Candidate:
         Identity of each exposure.
     header : dict
         What the store's header must be.
-    lines : dict of str to float
-        Vacuum wavelength of each line, by its number.
     """
 
     columns: dict[str, np.ndarray]
     exposures: Table
     keys: list[str]
     header: dict[str, Any]
-    lines: dict[str, float]
 
     @classmethod
     def from_profiles(cls, profiles: Any) -> Candidate:
@@ -66,7 +64,9 @@ class Candidate:
         if taken := [name for name in _RESERVED if name in encoded]:
             raise ValueError(f"exposures must not have columns {', '.join(taken)}: the store makes them itself")
         header = {"format": FORMAT, "version": VERSION, **checks.header_of(profiles)}
-        return cls(columns, profiles.exposures, keys, header, checks.line_wavelengths(columns))
+        checks.check_lines(columns, profiles.lines)
+        checks.check_fibers(profiles.instrument, columns)
+        return cls(columns, profiles.exposures, keys, header)
 
 
 def check_name(path: Path, header: dict[str, Any]) -> None:
@@ -85,14 +85,17 @@ def check_belongs(path: Path, header: dict[str, Any], batches: Sequence[Batch], 
             f"{path} has a grid of {len(own)} samples from {own[0]} to {own[-1]} Angstrom, "
             f"these profiles one of {len(given)} from {given[0]} to {given[-1]}"
         )
+    if any(header[name] != candidate.header[name] for name in ("digest", "lines", "lines_name")):
+        ours, theirs = (checks.lines_of(of).vacuum for of in (header, candidate.header))
+        raise MixedStoreError(
+            f"{path} was begun with another description of {header['instrument']}: "
+            f"{ours.size} lines {np.round(ours, 3).tolist()} Angstrom, these profiles have "
+            f"{theirs.size} lines {np.round(theirs, 3).tolist()} (fingerprints {header['digest']}, "
+            f"{candidate.header['digest']})"
+        )
     schema: dict[str, Any] = {}
     for batch in batches:
         schema.update(table_schema(batch.manifest["exposures"]))
-        for line, wavelength in batch.manifest["lines"].items():
-            if candidate.lines.get(line, wavelength) != wavelength:
-                raise MixedStoreError(
-                    f"line {line} is at {candidate.lines[line]} Angstrom, in {path} at {wavelength}: another line list"
-                )
     for name, kind in table_schema(encode_table(candidate.exposures)).items():
         if schema.get(name, kind) != kind:
             raise ValueError(f"exposures column {name!r} is {kind} (kind, unit), in {path} it is {schema[name]}")
@@ -101,7 +104,7 @@ def check_belongs(path: Path, header: dict[str, Any], batches: Sequence[Batch], 
 def _compare(claim: str, own: dict[str, Any], given: dict[str, Any], names: Sequence[str]) -> None:
     differ = [name for name in names if own[name] != given[name]]
     if differ:
-        ours, theirs = (", ".join(f"{name} {of[name]}" for name in differ) for of in (own, given))
+        ours, theirs = (", ".join(f"{name} {of[name]!r}" for name in differ) for of in (own, given))
         raise MixedStoreError(f"{claim} {ours}; these profiles are of {theirs}")
 
 
@@ -112,7 +115,8 @@ def without_known(path: Path, batches: Sequence[Batch], candidate: Candidate, du
     if new.all():
         return candidate
     if duplicates == "raise":
-        first = candidate.exposures["time"][int(np.argmin(new))].utc.isot
+        minute = int(candidate.keys[int(np.argmin(new))].partition(":")[0]) / 60.0
+        first = f"{lmjm_to_time(minute).isot} UTC"
         raise DuplicateExposureError(
             f"{path} has {(~new).sum()} of these {new.size} exposures already, the first of {first}; "
             "duplicates='skip' leaves them out"
@@ -153,7 +157,6 @@ def write_candidate(
             "n_profiles": np.bincount(columns["exposure"], minlength=len(keys)).tolist(),
             "n_rejected": np.bincount(rejected["rejected_exposure"], minlength=len(keys)).tolist(),
             "numbering_digest": _numbering_digest(columns, rejected),
-            "lines": candidate.lines,
             "shapes": {name: list(array.shape) for name, array in {**columns, **rejected}.items()},
             "written_by": f"lamost_lsf {__version__}",
         }
@@ -168,7 +171,7 @@ def write_candidate(
 def verify_batch(batch: Batch) -> None:
     """Read a batch and compare it with its checksums; raises FormatError."""
     manifest = batch_file.read_manifest(batch.path, batch.digest)
-    dtypes = {**ROW_COLUMNS, **{f"rejected_{name}": LABELS[name] for name in REJECTED}}
+    dtypes = {**ROW_COLUMNS, **REJECTED_COLUMNS}
     out = {name: np.empty(shape, dtype=dtypes[name]) for name, shape in manifest["shapes"].items()}
     batch_file.read_columns(batch.path, out)
     # numbers of exposures first: they say which rows the other digests are of

@@ -23,6 +23,7 @@ __all__ = [
     "LABELS",
     "NATIVE",
     "REJECTED",
+    "REJECTED_COLUMNS",
     "ROW_COLUMNS",
     "exposure_digest",
     "read_columns",
@@ -46,6 +47,7 @@ NATIVE = ("native_offset", "native_flux", "native_ivar")
 ROW_COLUMNS = {"profile": "<f4", **dict.fromkeys(NATIVE, "<f4"), **LABELS}
 #: What is kept of profiles that were counted but not stored.
 REJECTED = ("fiber", "line", "exposure", "flag")
+REJECTED_COLUMNS = {f"rejected_{name}": LABELS[name] for name in REJECTED}
 
 #: Rows a chunk: few enough that a random row costs little, many enough that the index stays small.
 _CHUNK_ROWS = {1: 4096, 2: 64}

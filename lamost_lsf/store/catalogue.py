@@ -153,7 +153,6 @@ def list_batches(folder: Path, header: dict[str, Any], known: list[Batch]) -> li
     batches: list[Batch] = []
     start, first_exposure = 0, 0
     holder: dict[str, Path] = {}
-    lines: dict[str, float] = {}
     for _, digest, path in found:
         manifest = manifests.get(path.name) or batch_file.read_manifest(path, digest)
         if manifest["header"] != header["sha256"]:
@@ -162,9 +161,6 @@ def list_batches(folder: Path, header: dict[str, Any], known: list[Batch]) -> li
             if key in holder:
                 raise FormatError(f"{path} and {holder[key]} both hold exposure {key}; move one of them away")
             holder[key] = path
-        for line, wavelength in manifest["lines"].items():
-            if lines.setdefault(line, wavelength) != wavelength:
-                raise FormatError(f"{path} has line {line} at {wavelength} Angstrom, earlier ones at {lines[line]}")
         batches.append(Batch(path, manifest, start, first_exposure))
         start += batches[-1].n
         first_exposure += len(batches[-1].keys)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import astropy.units as u
 import numpy as np
 from astropy.table import Table
-from astropy.time import Time
 
+from lamost_lsf.instruments import get_instrument
+from lamost_lsf.lines import LineList
 from lamost_lsf.store.batch_file import LABELS, NATIVE, ROW_COLUMNS
-from lamost_lsf.time import season, time_to_lmjm
+from lamost_lsf.store.tables import decode_table, encode_table
+from lamost_lsf.time import lmjm_to_time, season
 
-__all__ = ["check_times", "checked_columns", "exposure_keys", "header_of", "line_wavelengths"]
+__all__ = ["check_fibers", "check_lines", "check_times", "checked_columns", "exposure_keys", "header_of", "lines_of"]
 
-_NEEDED = (*ROW_COLUMNS, "exposures", "offset", "instrument", "arm", "spectrograph")
+_NEEDED = (*ROW_COLUMNS, "exposures", "offset", "lines", "instrument", "digest", "arm", "spectrograph")
+#: Columns of the exposures with one value in a store: what a profile's time and zero point mean.
+_MEANINGS = ("time_reference", "wavelength_center")
 
 
 def _numbers(profiles: Any, name: str, ndim: int) -> np.ndarray:
@@ -100,30 +103,40 @@ def _check_values(columns: dict[str, np.ndarray]) -> None:
             raise ValueError(f"{name} must be finite where native_ivar is positive")
 
 
-def exposure_keys(exposures: Table) -> list[str]:
-    """Identity of each exposure: its time to the second, and its lamp.
-
-    One spectrograph and arm take one exposure at a time, so a copied or renamed file is still the same exposure.
+def exposure_minutes(exposures: Table) -> np.ndarray:
+    """Local modified Julian minutes of the exposures.
 
     Raises
     ------
     ValueError
-        No column ``time``, or the same exposure twice.
-    TypeError
-        ``time`` is not a `~astropy.time.Time`.
+        No column ``lmjm``, or values that are no such minutes.
     """
-    if "time" not in exposures.colnames:
-        raise ValueError(f"exposures must have a column time, got {', '.join(exposures.colnames) or 'none'}")
-    if not isinstance(exposures["time"], Time):
-        raise TypeError("exposures['time'] must be an astropy Time")
-    minutes = time_to_lmjm(exposures["time"])
-    if not np.all(np.isfinite(minutes)):
-        raise ValueError("exposures['time'] must not be masked")
-    lamps = (
-        [str(lamp).strip().lower() for lamp in exposures["lamp"]]
-        if "lamp" in exposures.colnames
-        else [""] * len(minutes)
-    )
+    if "lmjm" not in exposures.colnames:
+        raise ValueError(f"exposures must have a column lmjm, got {', '.join(exposures.colnames) or 'none'}")
+    minutes = np.ma.asarray(getattr(exposures["lmjm"], "value", exposures["lmjm"]))
+    if minutes.dtype.kind not in "iuf" or minutes.ndim != 1:
+        raise ValueError(f"exposures['lmjm'] must be one number a row, got {minutes.dtype} of shape {minutes.shape}")
+    plain = minutes.astype(np.float64).filled(np.nan)
+    try:
+        lmjm_to_time(plain)
+    except ValueError as error:
+        raise ValueError(f"exposures['lmjm']: {error}") from None
+    return plain
+
+
+def exposure_keys(exposures: Table) -> list[str]:
+    """Identity of each exposure: its time to the second, and its lamp.
+
+    One spectrograph and arm take one exposure at a time, so a copied, renamed or reprocessed file is still the same.
+
+    Raises
+    ------
+    ValueError
+        The same exposure twice, and what `exposure_minutes` raises.
+    """
+    minutes = exposure_minutes(exposures)
+    has_lamp = "lamp" in exposures.colnames
+    lamps = [str(lamp).strip().lower() for lamp in exposures["lamp"]] if has_lamp else [""] * len(minutes)
     keys = [f"{round(float(minute) * 60)}:{lamp}" for minute, lamp in zip(minutes, lamps)]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
@@ -133,8 +146,7 @@ def exposure_keys(exposures: Table) -> list[str]:
 
 def check_times(columns: dict[str, np.ndarray], exposures: Table) -> None:
     """Raise ValueError where a profile's time label is more than a day from its exposure's time."""
-    minutes = time_to_lmjm(exposures["time"])
-    away = np.abs(columns["lmjm"] - minutes[columns["exposure"]])
+    away = np.abs(columns["lmjm"] - exposure_minutes(exposures)[columns["exposure"]])
     if away.size and away.max() > 1440.0:
         row = int(np.argmax(away))
         raise ValueError(
@@ -143,48 +155,81 @@ def check_times(columns: dict[str, np.ndarray], exposures: Table) -> None:
         )
 
 
-def line_wavelengths(columns: dict[str, np.ndarray]) -> dict[str, float]:
-    """Wavelength of each line, by its number as JSON has it.
+def check_lines(columns: dict[str, np.ndarray], lines: LineList) -> None:
+    """Raise ValueError where a profile's line does not exist, or its wavelength is not the line's."""
+    line, wavelength = columns["line"], columns["wavelength"]
+    if line.size and line.max() >= len(lines):
+        raise ValueError(f"line must be 0 to {len(lines) - 1}, got {line.max()}")
+    away = np.abs(wavelength - lines.vacuum[line])
+    if away.size and away.max() > 1e-3:
+        row = int(np.argmax(away))
+        raise ValueError(
+            f"wavelength {wavelength[row]:.4f} of row {row} is not that of line {line[row]}, "
+            f"{lines.vacuum[line[row]]:.4f} Angstrom in vacuum"
+        )
 
-    Raises
-    ------
-    ValueError
-        A line with more than one wavelength.
-    """
-    pairs = np.unique(np.stack([columns["line"].astype(np.float64), columns["wavelength"]], axis=1), axis=0)
-    lines = {str(int(line)): float(wavelength) for line, wavelength in pairs}
-    if len(lines) < len(pairs):
-        raise ValueError("wavelength must be the line's true wavelength: a line has several")
-    return lines
+
+def check_fibers(instrument: str, columns: dict[str, np.ndarray]) -> None:
+    """Raise OutOfRangeError for fibres that an instrument known by name does not have."""
+    try:
+        known = get_instrument(instrument)
+    except (LookupError, OSError, ValueError):
+        return  # from a file of the user's that is not at hand
+    if columns["fiber"].size:
+        known.check_fibers(columns["fiber"])
 
 
 def header_of(profiles: Any) -> dict[str, Any]:
-    """What a store holds one of: instrument, arm, spectrograph, season and grid.
+    """What a store holds one of: instrument, arm, spectrograph, season, line list, grid, and meaning of times and centres.
 
     Raises
     ------
     TypeError
-        A name that is not text, a spectrograph that is not an integer.
+        A name that is not text, a spectrograph that is not an integer, lines that are no LineList.
     ValueError
-        Exposures of several seasons, or a grid that is not ascending.
+        Exposures of several seasons, time references or wavelength centres, or a grid that is not ascending.
     """
-    instrument = getattr(profiles.instrument, "name", profiles.instrument)
-    for name, value in (("instrument", instrument), ("arm", profiles.arm)):
+    for name in ("instrument", "digest", "arm"):
+        value = getattr(profiles, name)
         if not isinstance(value, str) or not value:
-            raise TypeError(f"{name} must be a name, got {value!r}")
+            raise TypeError(f"{name} must be text, got {value!r}")
     spectrograph = profiles.spectrograph
     if isinstance(spectrograph, bool) or not isinstance(spectrograph, (int, np.integer)):
         raise TypeError(f"spectrograph must be an integer, got {spectrograph!r}")
-    offset = np.asarray(u.Quantity(profiles.offset, u.AA).value, dtype=np.float64)
+    if not isinstance(profiles.lines, LineList):
+        raise TypeError(f"lines must be a LineList, got {type(profiles.lines).__name__}")
+    offset = np.asarray(profiles.offset, dtype=np.float64)
     if offset.ndim != 1 or offset.size < 2 or not np.all(np.isfinite(offset)) or np.any(np.diff(offset) <= 0):
         raise ValueError("offset must be at least 2 ascending numbers, Angstrom")
-    seasons = np.unique(season(profiles.exposures["time"]))
+    seasons = np.unique(season(lmjm_to_time(exposure_minutes(profiles.exposures))))
     if seasons.size > 1:
         raise ValueError(f"exposures are of seasons {', '.join(map(str, seasons))}; a store holds one season")
-    return {
-        "instrument": instrument,
+    header = {
+        "instrument": profiles.instrument,
         "arm": profiles.arm,
         "spectrograph": int(spectrograph),
         "season": int(seasons[0]),
+        "digest": profiles.digest,
+        "lines": encode_table(_line_table(profiles.lines)),
+        "lines_name": str(profiles.lines.name),
         "offset": offset.tolist(),
     }
+    for name in _MEANINGS:
+        values = sorted({str(v) for v in profiles.exposures[name]}) if name in profiles.exposures.colnames else [""]
+        if len(values) > 1:
+            raise ValueError(f"exposures have {name} {', '.join(map(repr, values))}; a store holds one")
+        header[name] = values[0]
+    return header
+
+
+_LINE_COLUMNS = ("species", "air", "vacuum", "intensity", "blend")
+
+
+def _line_table(lines: LineList) -> Table:
+    return Table({name: getattr(lines, name) for name in _LINE_COLUMNS})
+
+
+def lines_of(header: dict[str, Any]) -> LineList:
+    """Line list of a store's header."""
+    table = decode_table(header["lines"])
+    return LineList(**{name: np.asarray(table[name]) for name in _LINE_COLUMNS}, name=header["lines_name"])

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import io
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from astropy.table import Table
 
 from lamost_lsf.errors import FormatError
-from lamost_lsf.store import appending, batch_file, splits
-from lamost_lsf.store.batch_file import LABELS, NATIVE, REJECTED, ROW_COLUMNS
+from lamost_lsf.lines import LineList
+from lamost_lsf.store import appending, batch_file, checks, splits
+from lamost_lsf.store.batch_file import LABELS, NATIVE, REJECTED_COLUMNS, ROW_COLUMNS
 from lamost_lsf.store.catalogue import LOCK, TEMPORARIES, Batch, list_batches, read_header, sha256, write_header
 from lamost_lsf.store.locking import folder_lock
 from lamost_lsf.store.tables import concatenate_tables, decode_table
+
+if TYPE_CHECKING:
+    from lamost_lsf.arcs import ProfileSet
 
 __all__ = ["ProfileStore"]
 
@@ -156,7 +161,7 @@ class ProfileStore:
         batches = list_batches(self.path, header, self._batches)
         if [b.path for b in batches] != [b.path for b in self._batches]:
             self._batches = batches
-            for name in ("_labels", "exposures", "id"):
+            for name in ("labels", "exposures", "id"):
                 self.__dict__.pop(name, None)
 
     def _require_header(self) -> dict[str, Any]:
@@ -208,10 +213,9 @@ class ProfileStore:
         return np.array(self._require_header()["offset"], dtype=np.float64)
 
     @property
-    def lines(self) -> dict[int, float]:
-        """Vacuum wavelength (Angstrom) of each line that has been seen, by its number."""
-        merged = {int(k): v for batch in self._batches for k, v in batch.manifest["lines"].items()}
-        return dict(sorted(merged.items()))
+    def lines(self) -> LineList:
+        """The line list that ``line`` counts in."""
+        return checks.lines_of(self._require_header())
 
     @property
     def n_exposures(self) -> int:
@@ -220,7 +224,7 @@ class ProfileStore:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns: `load` reads any of them, ``store[name]`` those with one number a profile."""
+        """Names of the columns: `load` reads any of them, `labels` has those with one number a profile."""
         return tuple(ROW_COLUMNS)
 
     @cached_property
@@ -256,7 +260,11 @@ class ProfileStore:
         return sha256({"header": header["sha256"], "exposures": content})
 
     @cached_property
-    def _labels(self) -> dict[str, np.ndarray]:
+    def labels(self) -> Mapping[str, np.ndarray]:
+        """Labels of all profiles, read-only arrays (n,) by name; the profiles themselves stay on disk.
+
+        ``lmjm``, ``fiber``, ``wavelength``, ``line``, ``exposure``, ``noise`` and ``flag``, see `ProfileStore`.
+        """
         labels = {name: np.empty(len(self), dtype=dtype) for name, dtype in LABELS.items()}
         for batch in self._batches:
             rows = slice(batch.start, batch.start + batch.n)
@@ -264,20 +272,12 @@ class ProfileStore:
             labels["exposure"][rows] += batch.first_exposure
         for array in labels.values():
             array.flags.writeable = False
-        return labels
+        return MappingProxyType(labels)
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        """A label of all profiles (n,), read-only; the profiles themselves stay on disk.
-
-        Raises
-        ------
-        KeyError
-            Another name than a label's.
-        """
-        if name not in LABELS:
-            hint = "; use load or iter_batches for it" if name in ROW_COLUMNS else ""
-            raise KeyError(f"{name!r} is not a label ({', '.join(LABELS)}){hint}")
-        return self._labels[name]
+    @property
+    def good(self) -> np.ndarray:
+        """Profiles without a flag, bool (n,): all of them, unless flagged ones were stored."""
+        return self.labels["flag"] == 0
 
     def info(self) -> dict[str, Any]:
         """Summary of plain values, ready for JSON."""
@@ -294,7 +294,7 @@ class ProfileStore:
             "n_exposures": self.n_exposures,
             "n_nights": int(np.unique(splits.night_number(minutes)).size),
             "n_batches": len(self._batches),
-            "lines": {str(k): v for k, v in self.lines.items()},
+            "lines": self.lines.vacuum.tolist(),
             "lmjm_range": [float(minutes.min()), float(minutes.max())] if minutes.size else None,
             "bytes": sum(batch.path.stat().st_size for batch in self._batches),
             "id": self.id,
@@ -303,42 +303,42 @@ class ProfileStore:
     def _native_width(self) -> int:
         return max((b.manifest["shapes"]["native_ivar"][1] for b in self._batches), default=0)
 
-    def counts(self) -> Table:
-        """Yields: good and rejected profiles by exposure, fibre, line and flag.
+    def yields(self, by: str | Sequence[str] = ("fiber", "line")) -> Table:
+        """How many profiles were good, and why the others were not, those that were not stored included.
 
-        Returns
-        -------
-        `~astropy.table.Table`
-            ``exposure``, ``fiber``, ``line``, ``flag`` (0 for good ones), ``stored`` (whether the profile is in the
-            store) and ``n``; only combinations that occur.
+        As `~lamost_lsf.arcs.ProfileSet.yields` of everything that was appended.
         """
-        parts = [
-            np.stack(
-                [*(self[k].astype(np.int64) for k in ("exposure", "fiber", "line", "flag")), np.ones(len(self), int)]
-            )
-        ]
+        from lamost_lsf.arcs import ProfileSet
+
+        names = [name.removeprefix("rejected_") for name in REJECTED_COLUMNS]
+        parts = {name: [self.labels[name]] for name in names}
         for batch in self._batches:
             n = batch.manifest["shapes"]["rejected_flag"][0]
-            out = {f"rejected_{name}": np.empty(n, dtype=LABELS[name]) for name in REJECTED}
+            out = {name: np.empty(n, dtype=dtype) for name, dtype in REJECTED_COLUMNS.items()}
             batch_file.read_columns(batch.path, out)
             out["rejected_exposure"] += batch.first_exposure
-            parts.append(
-                np.stack(
-                    [
-                        *(out[f"rejected_{k}"].astype(np.int64) for k in ("exposure", "fiber", "line", "flag")),
-                        np.zeros(n, int),
-                    ]
-                )
-            )
-        rows, n = np.unique(np.concatenate(parts, axis=1), axis=1, return_counts=True)
-        table = Table(dict(zip(("exposure", "fiber", "line", "flag"), rows)))
-        table["stored"] = rows[4].astype(bool)
-        table["n"] = n
-        return table
+            for name in names:
+                parts[name].append(out[f"rejected_{name}"])
+        labels = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+        n = labels["flag"].size
+        nothing = np.empty((n, 0), dtype=np.float32)
+        columns = {name: nothing if name in (*NATIVE, "profile") else np.zeros(n) for name in ROW_COLUMNS}
+        return ProfileSet(**self._identity(), offset=np.empty(0), **{**columns, **labels}).yields(by)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a `ProfileSet` needs beside columns and grid."""
+        header = self._require_header()
+        plain = {name: header[name] for name in ("instrument", "digest", "arm", "spectrograph")}
+        own = ("n_profiles", "n_rejected", "night", "batch")
+        return {
+            **plain,
+            "lines": self.lines,
+            "exposures": self.exposures[[c for c in self.exposures.colnames if c not in own]],
+        }
 
     # -- writing -----------------------------------------------------------------------------------------
 
-    def append(self, profiles: Any, *, include_flagged: bool = False, duplicates: str = "raise") -> str | None:
+    def append(self, profiles: ProfileSet, *, include_flagged: bool = False, duplicates: str = "raise") -> str | None:
         """Add a set of profiles as one batch: wholly, or not at all.
 
         Parameters
@@ -346,7 +346,7 @@ class ProfileStore:
         profiles : `~lamost_lsf.arcs.ProfileSet`
             From one or more exposures of one season. A set without a good profile is taken: its rejections are counted.
         include_flagged : bool
-            Store profiles with a flag too. By default only their labels are kept, for `counts`. Flagged profiles never
+            Store profiles with a flag too. By default only their labels are kept, for `yields`. Flagged profiles never
             come out of `split`, nor out of `iter_batches` without rows.
         duplicates : {"raise", "skip"}
             What to do with an exposure (same time to the second, same lamp) that the store has.
@@ -484,6 +484,12 @@ class ProfileStore:
                 out["exposure"][to] += batch.first_exposure
         return out
 
+    def profile_set(self, rows: Any) -> ProfileSet:
+        """Some profiles as a `~lamost_lsf.arcs.ProfileSet`, with the provenance of the whole store; rows as in `load`."""
+        from lamost_lsf.arcs import ProfileSet
+
+        return ProfileSet(**self._identity(), offset=self.offset, **self.load(rows))
+
     def iter_batches(
         self,
         rows: Any = None,
@@ -571,7 +577,7 @@ class ProfileStore:
     # -- splits ------------------------------------------------------------------------------------------
 
     def _good_rows(self, include_flagged: bool) -> np.ndarray:
-        return np.arange(len(self)) if include_flagged else np.flatnonzero(self["flag"] == 0)
+        return np.arange(len(self)) if include_flagged else np.flatnonzero(self.good)
 
     def split(
         self,
@@ -611,7 +617,7 @@ class ProfileStore:
         if by not in ("exposure", "night"):
             raise ValueError(f"by must be 'exposure' or 'night', got {by!r}")
         rows = self._good_rows(include_flagged)
-        exposure = self["exposure"][rows]
+        exposure = self.labels["exposure"][rows]
         if by == "exposure":
             return splits.hold_out_fraction(exposure, self._keys(), rows, fraction, seed, by)
         nights, night = np.unique(splits.night_number(self._exposure_minutes(), utc_offset), return_inverse=True)
@@ -626,7 +632,7 @@ class ProfileStore:
             Profiles of fewer than two lines.
         """
         rows = self._good_rows(include_flagged)
-        return splits.leave_one_out(self["line"][rows], rows, "line")
+        return splits.leave_one_out(self.labels["line"][rows], rows, "line")
 
     def leave_one_night_out(
         self, *, utc_offset: float = 8.0, include_flagged: bool = False
@@ -639,7 +645,7 @@ class ProfileStore:
             Profiles of fewer than two nights.
         """
         rows = self._good_rows(include_flagged)
-        night = splits.night_number(self._exposure_minutes(), utc_offset)[self["exposure"][rows]]
+        night = splits.night_number(self._exposure_minutes(), utc_offset)[self.labels["exposure"][rows]]
         return splits.leave_one_out(night, rows, "night")
 
 

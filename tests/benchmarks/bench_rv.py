@@ -23,6 +23,7 @@ import io
 import os
 import sys
 import time
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -319,12 +320,13 @@ def pyastronomy(spectra: list[dict], template: np.ndarray) -> Callable:
 def laspec_(spectra: list[dict], template: np.ndarray) -> Callable:
     """`RVM.measure`, a weighted cross-correlation coefficient every 10 km/s, then BFGS.
 
-    laspec 2023.819.0 needs three names that numpy and scipy have dropped, which are put back for it here.
+    laspec 2023.819.0 is older than numpy 2: `np.int` and `np.float` are put back for it here, and its reader of MRS files,
+    which RVM does not use and which cannot be imported, is left out.
     """
-    import scipy.signal
-
     np.int, np.float = int, lambda x: float(np.squeeze(x))
-    scipy.signal.gaussian = scipy.signal.windows.gaussian
+    reader = types.ModuleType("laspec.mrs")
+    reader.MrsFits = None
+    sys.modules["laspec.mrs"] = reader
     from laspec.ccf import RVM
 
     flattened(spectra, template, "las")
