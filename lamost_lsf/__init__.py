@@ -1,7 +1,7 @@
 """LAMOST's instrumental profile: learn it, convolve with it, measure consistent radial velocities.
 
-Importing the package registers the LAMOST loaders with specutils, so that ``Spectrum.read(path)`` opens LAMOST files. The public
-names below are imported when first used.
+Importing the package registers the LAMOST loaders with specutils, so that ``Spectrum.read(path)`` opens LAMOST files.
+The public names below are imported when first used.
 """
 
 from importlib import import_module
@@ -13,8 +13,10 @@ __version__ = "0.1.0.dev0"
 
 #: Public name -> module that defines it.
 _PUBLIC = {
+    "ArcExposure": "arcs",
     "BoundTemplate": "convolution",
     "Coefficients": "convolution",
+    "Evaluation": "training",
     "GaussHermiteIP": "models",
     "GaussianIP": "models",
     "IPArchive": "models",
@@ -25,20 +27,36 @@ _PUBLIC = {
     "LSF": "lsf",
     "MeanLSF": "lsf",
     "NeuralIP": "models",
+    "ProfileSet": "arcs",
+    "ProfileStore": "store",
+    "RVFlag": "rv",
+    "RVResult": "rv",
     "ResolutionMatrix": "convolution",
+    "SimulatedIP": "simulation",
     "TabulatedLSF": "lsf",
     "TemplateBasis": "convolution",
     "WavelengthSolution": "wavelength",
+    "apply_center": "plugins",
     "convolve": "convolution",
+    "evaluate": "training",
+    "extract_profiles": "arcs",
     "fit_wavelength_solution": "wavelength",
     "get_center": "plugins",
+    "get_instrument": "instruments",
     "get_wavelength_fitter": "plugins",
+    "list_instruments": "instruments",
     "list_plugins": "plugins",
     "measure_rv": "rv",
+    "plugin_provenance": "plugins",
     "read_lamost": "io",
+    "register": "plugins",
+    "train": "training",
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC)]
+#: Needs torch: not part of ``from lamost_lsf import *``, which must work without it.
+_NEEDS_TORCH = {name for name, module in _PUBLIC.items() if module == "training"}
+
+__all__ = ["__version__", *sorted(set(_PUBLIC) - _NEEDS_TORCH)]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,8 +19,8 @@ from lamost_lsf.units import air_to_vacuum, check_medium, to_angstrom, vacuum_to
 
 __all__ = ["LineList"]
 
-#: Largest departure (Angstrom) of a vacuum wavelength from the one that its air wavelength implies: dispersion formulas of
-#: standard air differ by less than 1e-3, rounded tables by a few more; an air wavelength in the wrong column by 1 or more.
+#: Largest departure (Angstrom) of a vacuum wavelength from the one that its air wavelength implies: dispersion formulas
+#: of standard air differ by less than 1e-3, rounded tables by a few more; an air wavelength in the wrong column by 1.
 PAIR_TOLERANCE = 0.01
 
 _SPECIES = re.compile(r"^([A-Z][a-z]?)\s*([IVX]+)$")
@@ -77,7 +77,9 @@ class LineList:
             "intensity": np.full(air.shape, np.nan)
             if self.intensity is None
             else np.array(self.intensity, dtype=np.float64, ndmin=1),
-            "blend": np.zeros(air.shape, dtype=bool) if self.blend is None else np.array(self.blend, dtype=bool, ndmin=1),
+            "blend": np.zeros(air.shape, dtype=bool)
+            if self.blend is None
+            else np.array(self.blend, dtype=bool, ndmin=1),
         }
         for name, values in columns.items():
             if values.ndim != 1 or values.shape != air.shape:
@@ -97,7 +99,9 @@ class LineList:
             )
         if np.any(np.diff(self.vacuum) < 0):
             i = int(np.argmax(np.diff(self.vacuum) < 0))
-            raise ValueError(f"lines must be in order of wavelength: {self.air[i]} comes before {self.air[i + 1]} A (air)")
+            raise ValueError(
+                f"lines must be in order of wavelength: {self.air[i]} comes before {self.air[i + 1]} A (air)"
+            )
 
     # -- construction --------------------------------------------------------------------------------------
 
@@ -156,8 +160,8 @@ class LineList:
         path : path
             See Notes for the layouts.
         medium : {"air", "vacuum"}, optional
-            Medium of the wavelengths. It may be left out where the file says it itself, never otherwise: the difference is
-            80 km/s, too much for a guess.
+            Medium of the wavelengths. It may be left out where the file says it itself, never otherwise: the difference
+            is 80 km/s, too much for a guess.
         format : {"lamp", "pypeit", "nist", "csv"}, optional
             Layout; found from the content by default.
         species : str, optional
@@ -177,11 +181,12 @@ class LineList:
 
         Notes
         -----
-        ``lamp``: wavelength, intensity, quality (GOOD, BLEND, ...), species, as LAMOST's and SDSS's lamp lists; the medium is
-        taken from a comment such as "Wavelengths in air". ``pypeit``: columns between bars, with ``ion``, ``wave``,
-        ``amplitude``; vacuum. ``nist``: the ASCII output of the NIST Atomic Spectra Database, medium from its header, Ritz
-        wavelengths where there are any. ``csv``: a first line with the names ``species``, ``air`` and ``vacuum`` (either
-        or both) or ``wavelength``, ``intensity``, ``blend``; comments after ``#``.
+        ``lamp``: wavelength, intensity, quality (GOOD, BLEND, ...), species, as LAMOST's and SDSS's lamp lists; the
+        medium is taken from a comment such as "Wavelengths in air". ``pypeit``: columns between bars, with ``ion``,
+        ``wave``, ``amplitude``; vacuum, unless a comment says otherwise. ``nist``: the ASCII output of the NIST Atomic
+        Spectra Database, medium from its header, Ritz wavelengths where there are any. ``csv``: a first line with the
+        names ``species``, ``air`` and ``vacuum`` (either or both) or ``wavelength``, ``intensity``, ``blend``; comments
+        after ``#``.
         """
         path = Path(path)
         try:
@@ -279,8 +284,9 @@ class LineList:
         Returns
         -------
         `~astropy.table.Table`
-            One row a pair: ``line`` (index), ``species``, ``wavelength``, ``neighbour_species``, ``neighbour_wavelength``
-            (vacuum Angstrom), ``offset`` (neighbour minus line, Angstrom), ``ratio`` (of intensities; NaN unknown).
+            One row a pair: ``line`` (index), ``species``, ``wavelength``, ``neighbour_species``,
+            ``neighbour_wavelength`` (vacuum Angstrom), ``offset`` (neighbour minus line,
+            Angstrom), ``ratio`` (of intensities; NaN unknown).
         """
         low, high = _window(window)
         others = self if lamp is None else lamp
@@ -332,7 +338,7 @@ def _window(window: tuple[float, float] | u.Quantity) -> tuple[float, float]:
 
 
 def _species(text: str) -> str:
-    """"HgI" and "Hg I" are "Hg I"; anything else stays as it is."""
+    """Species with a space before the stage: HgI becomes Hg I. Anything else stays as it is."""
     match = _SPECIES.match(text.strip())
     return f"{match[1]} {match[2]}" if match else text.strip()
 
@@ -445,7 +451,9 @@ def _read_csv(text: str, path: Path) -> dict[str, Any]:
     columns = [name.strip().lower() for name in table[0]] if table else []
     known = {"species", "air", "vacuum", "wavelength", "intensity", "blend"}
     if unknown := [name for name in columns if name not in known]:
-        raise FormatError(f"{path}: columns {unknown} are none of {sorted(known)}; the first line must name the columns")
+        raise FormatError(
+            f"{path}: columns {unknown} are none of {sorted(known)}; the first line must name the columns"
+        )
     if "wavelength" in columns and {"air", "vacuum"} & set(columns):
         raise FormatError(f"{path} has both 'wavelength' and a column of a known medium")
     given = [name for name in ("wavelength", "air", "vacuum") if name in columns]

@@ -1015,6 +1015,16 @@ def test_star_reads_like_a_lamost_file(template):
     assert lsf.center == "sersic"
 
 
+@pytest.mark.parametrize("center", ["zero", "sersic", "half"])
+@pytest.mark.parametrize("arm", ["blue", "red"])
+def test_star_agrees_with_what_its_own_lsf_makes_of_the_template(template, center, arm):
+    # the LSF that users get has LAMOST's window; the star has the tails beyond it too, and the same centres
+    ob = Observatory(2)
+    star = simulate_star(template, ob, time=NIGHT, fiber=70, arm=arm, center=center, noise=False)
+    model = ll.convolve(template, ob.lsf_for(star), star)
+    np.testing.assert_allclose(model.flux.value[20:-20], star.flux.value[20:-20], rtol=2e-4)
+
+
 @pytest.mark.parametrize("center", ["zero", "sersic"])
 def test_measured_velocity_is_the_true_one(template, center):
     # The whole chain, with the observatory as the archive of true IPs: nothing biased beyond the noise.

@@ -54,10 +54,11 @@ class ArcExposure:
     instrument : str
         Name of the instrument; "" where it is not known.
     time_reference : {"start", "mid"}
-        Which moment of the exposure ``time`` is. LAMOST's minutes (LMJM) are those of the start, and so are the labels of
-        the published models.
+        Which moment of the exposure ``time`` is. LAMOST's minutes (LMJM) are those of the start, and so are the labels
+        of the published models.
     meta : dict
-        What else is known. ``temperature`` (deg C), ``saturation`` (counts), ``file`` and ``wavelength_center`` are used.
+        What else is known. ``temperature`` (deg C), ``saturation`` (counts), ``file`` and ``wavelength_center`` are
+        used.
 
     Raises
     ------
@@ -108,7 +109,9 @@ class ArcExposure:
                 raise ValueError(f"{name} has shape {arrays[name].shape}, flux {flux.shape}")
         wavelength, ivar = arrays["wavelength"], arrays["ivar"]
         if not np.all(np.isfinite(wavelength)) or wavelength.min() <= 0:
-            raise ValueError("wavelengths must be finite and positive; mask bad pixels, but leave them their wavelengths")
+            raise ValueError(
+                "wavelengths must be finite and positive; mask bad pixels, but leave them their wavelengths"
+            )
         if np.any(falling := np.diff(wavelength, axis=1) <= 0):
             row, pixel = (int(i) for i in np.argwhere(falling)[0])
             way = "flip the arrays" if np.all(falling) else "sort them"
@@ -382,7 +385,8 @@ class ArcExposure:
             Where the light of a row lies, in columns, relative to the row that ``solution`` was made for, as
             `measure_tilt` gives it. None: no tilt.
         ivar : array_like (n_rows, n_columns), optional
-            Inverse variance. None: from ``gain`` (electrons per count) and ``read_noise`` (electrons), which must then be given.
+            Inverse variance. None: from ``gain`` (electrons per count) and ``read_noise`` (electrons), which must then
+            be given.
         mask : array_like of bool (n_rows, n_columns), optional
         spectrograph, lamp, instrument, time_reference, meta
             As for the class.
@@ -403,7 +407,9 @@ class ArcExposure:
         if ivar is None:
             if gain is None or read_noise is None or not gain > 0 or not read_noise >= 0:
                 raise ValueError("pass ivar=, or gain= (electrons per count) and read_noise= (electrons)")
-            ivar = 1.0 / (np.maximum(frame, 0.0) / gain + (read_noise / gain) ** 2 + (1e-12 if read_noise == 0 else 0.0))
+            ivar = 1.0 / (
+                np.maximum(frame, 0.0) / gain + (read_noise / gain) ** 2 + (1e-12 if read_noise == 0 else 0.0)
+            )
         others = {"ivar": ivar, "mask": np.zeros(frame.shape, dtype=bool) if mask is None else mask}
         for name, values in others.items():
             if np.shape(values) != frame.shape:

@@ -68,6 +68,12 @@ def _background(x, y, good, low, high):
             peak, top = j, y[j]
     if peak < 0:
         return -1, 0.0, 0.0
+    # a broad line may have its highest pixel just beyond the inner half
+    for _ in range(2):
+        for j in (peak - 1, peak + 1):
+            if 0 <= j < n and good[j] and low <= x[j] <= high and y[j] > y[peak]:
+                peak = j
+                break
     left, right = -1, -1
     for j in range(n):
         if not good[j] or x[j] < low or x[j] > high:
@@ -168,18 +174,15 @@ def _profile(x, y, good, low, high, step, knots, values, second, out):
 
 @njit(cache=True, error_model="numpy")
 def _second_maximum(x, y, ivar, good, peak, height, low, high, share):
-    """Whether the window has another significant maximum, or the peak is none.
+    """Whether the window has another significant maximum.
 
-    ``y`` is background-subtracted. A flank that rises towards the window's end counts: it is the next line's.
+    ``y`` is background-subtracted. A flank that rises towards the window's end counts: it is the next line's. So does a
+    peak that is the highest pixel only because nothing beyond the window's inner half was looked at.
     """
     for direction in (-1, 1):
         valley, j = peak, peak + direction
-        first = True
         while 0 <= j < x.size and low <= x[j] <= high:
             if good[j]:
-                if first and y[j] > y[peak]:
-                    return True  # the line's place is on somebody else's flank
-                first = False
                 if y[j] < y[valley]:
                     valley = j
                 else:
@@ -280,9 +283,7 @@ def _second_pass(
             for j in range(n):
                 if flux[f, first + j] >= saturation and not bad[f, first + j]:
                     good[j] = True
-            peak, height, level, slope = _profile(
-                x[:n], raw, good[:n], low, high, step, knots, values, second, out
-            )
+            peak, height, level, slope = _profile(x[:n], raw, good[:n], low, high, step, knots, values, second, out)
             if peak < 0:
                 # nothing to normalise: no light, unless pixels are missing
                 flag[k] = why if why & (_GAP | _SATURATED) else why | _LOW_FLUX
@@ -349,10 +350,10 @@ def extract_profiles(
 ) -> ProfileSet:
     """Line profiles of an arc exposure (Liu et al. 2026, sections 2.2-2.4).
 
-    For each fibre and line: the pixels of the window; a straight background through the lowest pixels on either side of the
-    peak; the cubic spline through what is left, sampled at the instrument's offsets and divided by its highest value; negative samples
-    set to 0. Every profile stays in the result, with the reasons for which it should not be used. The pixels themselves, which a pixel
-    likelihood needs, go along.
+    For each fibre and line: the pixels of the window; a straight background through the lowest pixels on either side of
+    the peak; the cubic spline through what is left, sampled at the instrument's offsets and divided by its highest
+    value; negative samples set to 0. Every profile stays in the result, with the reasons for which it should not be
+    used. The pixels themselves, which a pixel likelihood needs, go along.
 
     Parameters
     ----------
@@ -360,14 +361,14 @@ def extract_profiles(
     instrument : str, path or Instrument, optional
         As `~lamost_lsf.instruments.get_instrument` takes it; the exposure's own by default.
     lines : LineList or sequence of int, optional
-        Other lines, or indices of the instrument's; all of these by default. Indices leave ``line`` of the result counted in the
-        instrument's list.
+        Other lines, or indices of the instrument's; all of these by default. With indices, ``line`` of the result still
+        counts in the instrument's list.
     lamp : LineList, optional
-        A fuller list of the lamp's lines. Lines with a neighbour inside the window, of at least 1 % of their intensity, are
-        flagged as blends (besides those that the line list itself flags).
+        A fuller list of the lamp's lines. Lines with a neighbour inside the window, of at least 1 % of their intensity,
+        are flagged as blends (besides those that the line list itself flags).
     saturation : float, optional
-        Counts at which a pixel is full; by default that in the exposure's ``meta``, else the instrument's, else a flat top is
-        all that tells.
+        Counts at which a pixel is full; by default that in the exposure's ``meta``, else the instrument's, else a flat
+        top is all that tells.
     quality : Quality, optional
         Limits; the instrument's by default.
     clip : bool
@@ -381,8 +382,8 @@ def extract_profiles(
     Raises
     ------
     ValueError
-        No instrument named, an exposure of another arm, an exposure without a single good pixel, no lines, lines that do not
-        exist.
+        No instrument named, an exposure of another arm, an exposure without a single good pixel, no lines, lines that
+        do not exist.
     LookupError
         No such instrument.
     `~lamost_lsf.errors.OutOfRangeError`
@@ -391,9 +392,11 @@ def extract_profiles(
     Notes
     -----
     Cosmic rays are pixels far above the shape that neighbouring fibres and the fibre's other lines let expect
-    (`lamost_lsf.arcs.quality`); this needs at least six fibres. Their pixels get a native inverse variance of 0 and are bridged by the spline.
+    (`lamost_lsf.arcs.quality`); this needs at least six fibres. Their pixels get a native inverse variance of 0 and are
+    bridged by the spline.
 
-    Splining, joining minima and dividing by a noisy peak leave systematic errors of 1e-3 to 3e-3 of the peak; fits to the native pixels do not.
+    Splining, joining minima and dividing by a noisy peak leave systematic errors of 1e-3 to 3e-3 of the peak; fits to
+    the native pixels do not.
 
     Examples
     --------
@@ -506,7 +509,9 @@ def _native_pixels(wavelength: np.ndarray, lines: np.ndarray, low: float, high: 
     """Largest number of pixels in a window."""
     most = 1
     for axis in wavelength:
-        most = max(most, int(np.max(np.searchsorted(axis, lines + high, side="right") - np.searchsorted(axis, lines + low))))
+        most = max(
+            most, int(np.max(np.searchsorted(axis, lines + high, side="right") - np.searchsorted(axis, lines + low)))
+        )
     return most
 
 

@@ -66,8 +66,8 @@ def measure_tilt(
 ) -> np.ndarray:
     """Shift of the light along the columns, from row to row, by tracing bright lines.
 
-    Centroids of the lines are followed from row to row, outliers are rejected, and their shifts are fitted by a polynomial in row and
-    column. The rows around ``reference`` have no shift in the mean of the fit.
+    Centroids of the lines are followed from row to row, outliers are rejected, and their shifts are fitted by a
+    polynomial in row and column.
 
     Parameters
     ----------
@@ -101,8 +101,8 @@ def measure_tilt(
     >>> row, column = np.mgrid[0:40, 0:200]
     >>> frame = sum(900 * np.exp(-0.5 * ((column - c - 0.02 * (row - 20)) / 2) ** 2) for c in (40, 100, 160))
     >>> tilt = measure_tilt(frame, [40, 100, 160], rows=(0, 40), reference=20)
-    >>> print(f"{tilt[30, 100]:.3f}")
-    0.200
+    >>> print(f"{tilt[30, 100]:.2f}")
+    0.20
     """
     frame = np.asarray(frame, dtype=np.float64)
     columns = np.atleast_1d(np.asarray(columns, dtype=np.float64))

@@ -68,8 +68,8 @@ class ProfileSet:
         Estimate of the standard deviation of a sample, in units of the peak: root mean square over the window, photon
         noise of the line included. Samples closer than a pixel are correlated.
     native_offset, native_flux, native_ivar : ndarray of float32 (n, n_native)
-        The detector's pixels in the window: offset (Angstrom), counts with the background still in, inverse variance. Bad,
-        saturated and hit pixels, and the padding of shorter rows, have an inverse variance of 0.
+        The detector's pixels in the window: offset (Angstrom), counts with the background still in, inverse variance.
+        Bad, saturated and hit pixels, and the padding of shorter rows, have an inverse variance of 0.
     lmjm : ndarray (n,)
         Time, local modified Julian minutes.
     fiber : ndarray of int16 (n,)
@@ -82,8 +82,8 @@ class ProfileSet:
     flag : ndarray of int32 (n,)
         Bits of `ProfileFlag`; 0 is good.
     exposures : `~astropy.table.Table`
-        One row an exposure: file, sha256 of the native pixels, time (UTC), lmjm, time_reference, lamp, spectrograph, temperature (deg C,
-        NaN where unknown), wavelength_center.
+        One row an exposure: file, sha256 of the native pixels, time (UTC), lmjm, time_reference, lamp, spectrograph,
+        temperature (deg C, NaN where unknown), wavelength_center.
 
     Raises
     ------
@@ -238,7 +238,7 @@ class ProfileSet:
         )
 
     def concatenate(self, *others: ProfileSet) -> ProfileSet:
-        """This set and others of the same arm, spectrograph, lines and grid, in one.
+        """Join sets of the same arm, spectrograph, lines and grid.
 
         Raises
         ------

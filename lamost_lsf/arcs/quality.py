@@ -1,8 +1,8 @@
 """Why a profile is rejected, and how cosmic rays are told from profiles.
 
-A cosmic ray is light where lines of the same wavelength in other fibres have none. The reference shape of a profile is the
-median of its neighbours' along the slit, plus what the fibre's other lines have in common that the neighbours lack: a fibre with
-a defect keeps its shape, a hit of one line does not make it into the reference.
+A cosmic ray is light where lines of the same wavelength in other fibres have none. The reference shape of a profile is
+the median of its neighbours' along the slit, plus what the fibre's other lines have in common that the neighbours lack:
+a fibre with a defect keeps its shape, a hit of one line does not make it into the reference.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ __all__ = ["REASONS", "ProfileFlag", "find_cosmic_rays", "reference_shapes"]
 class ProfileFlag(IntFlag):
     """Reasons for which a profile is rejected; 0 is a good profile.
 
-    A reason that explains others hides them: a blended line is not called double-peaked as well, and a fibre without light has no shape to be criticised.
+    A reason that explains others hides them: a blended line is not called double-peaked as well, and a fibre without
+    light has no shape to be criticised.
     """
 
     LOW_FLUX = 1
@@ -43,7 +44,7 @@ REASONS = {
     ProfileFlag.OFF_CHIP: "window not wholly on the detector",
 }
 
-#: Neighbouring fibres whose profiles make a reference, which serves a block of them: medians are what extraction spends most on.
+#: Neighbouring fibres whose profiles make a reference, which serves a block of them: extraction spends most on medians.
 _MEMBERS = 13
 _BLOCK = 3
 _LEAST_MEMBERS = 6

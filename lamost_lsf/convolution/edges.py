@@ -12,6 +12,7 @@ so that what is left of the profile begins with neither value nor slope.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,13 +29,13 @@ __all__ = ["Tapers", "add_tapers", "jump_error", "make_tapers"]
 #: Measured: a jump J (per Angstrom) on cells of c Angstrom costs up to 0.04 J c of the flux at narrow, deep lines.
 _COST_OF_JUMP = 0.04
 #: Length of a taper, in cells of the grid: enough for its other end to be smooth on the grid.
-_CELLS = 10
+_CELLS = 8
 
 
-def jump_error(tables: list[LSFTable], refinement: int) -> float:
+def jump_error(tables: Sequence[LSFTable], refinement: int, ends: Sequence[int] = (0, -1)) -> float:
     """Error of the flux that the jumps at the windows' ends would cost on a grid, for narrow lines of depth one."""
     step = LOG_STEP / refinement
-    jump = max(float(np.max(np.abs(t.profiles[:, [0, -1]]) * t.nodes[:, None])) for t in tables)
+    jump = max(float(np.max(np.abs(t.profiles[:, end]) * t.nodes)) for t in tables for end in ends)
     return _COST_OF_JUMP * jump * step
 
 
@@ -47,15 +48,15 @@ class Tapers:
     length : float
         L, Angstrom.
     shape : ndarray (n_node, 4)
-        ``h`` and ``h' + 2 h / L`` of the lower end, then of the upper.
+        ``h`` and ``h' + 2 h / L`` of the lower end, then of the upper; 0 where the jump is not worth it.
     """
 
     length: float
     shape: np.ndarray
 
 
-def make_tapers(table: LSFTable, refinement: int) -> Tapers:
-    """Tapers of the profiles of a table."""
+def make_tapers(table: LSFTable, refinement: int, tolerance: float) -> Tapers:
+    """Tapers of the profiles of a table, at the ends whose `jump_error` exceeds the tolerance."""
     window = float(table.offset[-1] - table.offset[0])
     length = min(_CELLS * table.nodes[-1] * LOG_STEP / refinement, window / 2.0)
     coefficients = uniform_coefficients(table.offset_step, table.profiles)
@@ -64,6 +65,9 @@ def make_tapers(table: LSFTable, refinement: int) -> Tapers:
     # inwards from the upper end is down the axis
     slope_high = -(last[:, 1] + step * (2.0 * last[:, 2] + step * 3.0 * last[:, 3]))
     shape = np.stack([low, first[:, 1] + 2.0 * low / length, high, slope_high + 2.0 * high / length], axis=1)
+    for k, end in enumerate((0, -1)):
+        if jump_error([table], refinement, [end]) <= tolerance:
+            shape[:, 2 * k : 2 * k + 2] = 0.0
     return Tapers(length, shape)
 
 
@@ -109,6 +113,16 @@ def _at(wavelength, values, s0, inverse_ds):
     return value, slope * inverse_ds / wavelength
 
 
+@njit(cache=True, error_model="numpy")
+def _both_at(wavelength, shape, k, s0, inverse_ds):
+    """Columns k and k + 1 of the shape, interpolated at a wavelength."""
+    i, t = node_position(np.log(wavelength), s0, inverse_ds, shape.shape[0])
+    a, b, c, d = lagrange4(t)
+    p, q, r, s = shape[i], shape[i + 1], shape[i + 2], shape[i + 3]
+    first = a * p[k] + b * q[k] + c * r[k] + d * s[k]
+    return first, a * p[k + 1] + b * q[k + 1] + c * r[k + 1] + d * s[k + 1]
+
+
 @njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 def _taper_sums(before, wavelength, after, flux, origin, scale, c0, c1, c2, inverse_length):
     """Sum of flux x pixel width x taper, and of width x taper; ``before`` and ``after`` are the neighbours."""
@@ -120,6 +134,21 @@ def _taper_sums(before, wavelength, after, flux, origin, scale, c0, c1, c2, inve
         total += flux[k] * value
         area += value
     return 0.5 * total, 0.5 * area
+
+
+@njit(cache=True, error_model="numpy")
+def _first_edge(wavelength, guess, begin, end, limit):
+    """First pixel of begin..end whose lower edge is not below a limit (else end), searched from a guess below it."""
+    j = guess
+    if j < end:
+        # most axes are nearly uniform: go most of the way in one step
+        step = int((limit - wavelength[j]) / (lower_edge(wavelength, j + 1) - lower_edge(wavelength, j))) - 1
+        j = min(j + max(step, 0), end)
+    while j > begin and lower_edge(wavelength, j - 1) >= limit:
+        j -= 1
+    while j < end and lower_edge(wavelength, j) < limit:
+        j += 1
+    return j
 
 
 @njit(cache=True, error_model="numpy")
@@ -142,10 +171,10 @@ def _add_tapers(flux, w_in, begin, end, lowest, highest, w_out, x0, x1, length, 
     shifted = np.any(zero != 0.0)
     inverse_length = 1.0 / length
     for side in range(2):
+        if not np.any(shape[:, 2 * side]):
+            continue
         # true wavelengths of a taper lie below that of the lower end of the window, above that of the upper end
         sign = -1.0 if side == 0 else 1.0
-        height = np.ascontiguousarray(shape[:, 2 * side])
-        slope = np.ascontiguousarray(shape[:, 2 * side + 1])
         a = b = begin
         for o in range(w_out.size):
             seen = w_out[o] - (x0 if side == 0 else x1)
@@ -161,16 +190,13 @@ def _add_tapers(flux, w_in, begin, end, lowest, highest, w_out, x0, x1, length, 
             if low >= high:
                 continue
             # pixels a to b - 1 lie wholly between
-            while a < end and lower_edge(w_in, a) < low:
-                a += 1
-            b = max(b, a)
-            while b < end and lower_edge(w_in, b + 1) <= high:
-                b += 1
+            a = _first_edge(w_in, a, begin, end, low)
+            b = _first_edge(w_in, max(a, b), a, end, high)
+            if b > a and lower_edge(w_in, b) > high:
+                b -= 1
             # value and slope change a little along the taper: linear in d
-            h0, _ = _at(sharp, height, s0, inverse_ds)
-            k0, _ = _at(sharp, slope, s0, inverse_ds)
-            h1, _ = _at(smooth, height, s0, inverse_ds)
-            k1, _ = _at(smooth, slope, s0, inverse_ds)
+            h0, k0 = _both_at(sharp, shape, 2 * side, s0, inverse_ds)
+            h1, k1 = _both_at(smooth, shape, 2 * side, s0, inverse_ds)
             c0, c1, c2 = h0, k0 + (h1 - h0) * inverse_length, (k1 - k0) * inverse_length
             if a > begin:
                 _add_part(w_in, flux, a - 1, low, high, sharp, scale, c0, c1, c2, inverse_length, out, o)

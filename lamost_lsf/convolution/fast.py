@@ -71,7 +71,7 @@ def convolve_flux(
         value, mask, _ = operator._apply(flux, np.zeros(flux.shape, dtype=bool), None, max_masked, preserve)
         return value, mask[0]
     if jump > _JUMP_TOLERANCE:
-        tapers = [make_tapers(t, refinement) for t in tables]
+        tapers = [make_tapers(t, refinement, _JUMP_TOLERANCE) for t in tables]
         kernels = [kernel_table(t, refinement, p.length, p.shape) for t, p in zip(tables, tapers, strict=True)]
     else:
         kernels = [kernel_table(t, refinement) for t in tables]

@@ -52,8 +52,8 @@ class Quality:
     second_peak: float = 0.03
     background_slope: float = 0.1
     max_gap: int = 2
-    cosmic_sigma: float = 5.5
-    shape_floor: float = 0.008
+    cosmic_sigma: float = 5.0
+    shape_floor: float = 0.006
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -61,7 +61,9 @@ class Quality:
             whole = f.name == "max_gap"
             ok = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
             if not ok or not np.isfinite(value) or value < 0:
-                raise ValueError(f"quality.{f.name} must be {'a whole number' if whole else 'a number'} >= 0, got {value!r}")
+                raise ValueError(
+                    f"quality.{f.name} must be {'a whole number' if whole else 'a number'} >= 0, got {value!r}"
+                )
 
 
 @dataclass(frozen=True, eq=False)

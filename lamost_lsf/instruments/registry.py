@@ -70,8 +70,8 @@ def get_instrument(name: str | PathLike | Instrument) -> Instrument:
     Examples
     --------
     >>> from lamost_lsf.instruments import get_instrument
-    >>> get_instrument("lamost-lrs-red").lines.air[0]
-    5944.834
+    >>> get_instrument("lamost-lrs-red").lines.air[:2]
+    array([5944.834, 6096.163])
     """
     if isinstance(name, Instrument):
         return name

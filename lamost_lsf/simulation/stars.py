@@ -239,6 +239,32 @@ def _velocity(name: str, value: u.Quantity) -> float:
     return speed
 
 
+class _WideLSF(LSF):
+    """A simulated LSF on offsets that cut nothing off, with its centres taken on the window of the IP.
+
+    Sersic's centre has a background in it and depends on the window: arcs, archives and stars must use the same one.
+    """
+
+    def __init__(self, wide: LSF, window: LSF) -> None:
+        super().__init__(wide.meta)
+        self._wide, self._window = wide, window
+        self.offset = wide.offset
+
+    def _sample(self, wavelength: np.ndarray) -> np.ndarray:
+        return self._wide.sample(wavelength)
+
+    def zero_point(self, wavelength: np.ndarray, center: str | Callable | None = None) -> np.ndarray:
+        return self._window.zero_point(wavelength, center)
+
+
+def _arm_lsf(ip: IPModel, time: Time, fiber: int) -> LSF:
+    labels = {"time": time if ip.needs_time else None, "fiber": fiber if ip.needs_fiber else None}
+    lsf = ip.at(**labels, extrapolate=True)
+    if isinstance(ip, SimulatedIP):
+        return _WideLSF(ip.with_offset(_OFFSET * u.AA).at(**labels, extrapolate=True), lsf)
+    return lsf
+
+
 def _true_lsfs(
     ip: IPModel | IPArchive, time: Time, fiber: int, spectrograph: int | None, arm: str | None
 ) -> tuple[dict[str, LSF], int]:
@@ -247,9 +273,9 @@ def _true_lsfs(
         raise ValueError(f"arm must be 'both', 'blue' or 'red', got {arm!r}")
     if isinstance(ip, IPArchive):
         spectrograph = 1 if spectrograph is None else spectrograph
-        if isinstance(ip, Observatory):
-            ip = Observatory(ip.seed, **{**ip.options, "offset": _OFFSET * u.AA})
         arms = ("blue", "red") if arm in (None, "both") else (arm,)
+        if isinstance(ip, Observatory):
+            return {name: _arm_lsf(ip.ip(spectrograph, name), time, fiber) for name in arms}, int(spectrograph)
         labels = {"spectrograph": spectrograph, "time": time, "fiber": fiber, "extrapolate": True}
         return {name: ip.lsf(arm=name, **labels) for name in arms}, int(spectrograph)
     if not isinstance(ip, IPModel):
@@ -257,11 +283,8 @@ def _true_lsfs(
     own = ip.meta.get("arm")
     if own in ARM_LIMITS and arm not in (None, own):
         raise ValueError(f"the IP is that of the {own} arm, arm={arm!r} was asked for; pass an Observatory for both")
-    if isinstance(ip, SimulatedIP):
-        ip = ip.with_offset(_OFFSET * u.AA)
-    labels = {"time": time if ip.needs_time else None, "fiber": fiber if ip.needs_fiber else None}
     spectrograph = spectrograph if spectrograph is not None else int(ip.meta.get("spectrograph", 1))
-    return {arm or own or "both": ip.at(**labels, extrapolate=True)}, spectrograph
+    return {arm or own or "both": _arm_lsf(ip, time, fiber)}, spectrograph
 
 
 def _sigma(flux: np.ndarray, bad: np.ndarray, wavelength: np.ndarray, arm: str, snr: float) -> np.ndarray:

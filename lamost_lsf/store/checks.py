@@ -180,7 +180,7 @@ def check_fibers(instrument: str, columns: dict[str, np.ndarray]) -> None:
 
 
 def header_of(profiles: Any) -> dict[str, Any]:
-    """What a store holds one of: instrument, arm, spectrograph, season, line list, grid, and meaning of times and centres.
+    """What a store holds one of: instrument, arm, spectrograph, season, lines, grid, meaning of times and centres.
 
     Raises
     ------

@@ -78,11 +78,26 @@ class ProfileStore:
 
     Examples
     --------
-    >>> store = ProfileStore("01_b_2017.profiles")                        # doctest: +SKIP
-    >>> store.append(extract_profiles(exposure, instrument="lamost-lrs-blue"))    # doctest: +SKIP
-    >>> train, validation = store.split(0.8)                              # doctest: +SKIP
-    >>> for part in store.iter_batches(train, columns=["profile"]):       # doctest: +SKIP
-    ...     part["profile"].shape
+    >>> import tempfile
+    >>> from astropy.time import Time
+    >>> from lamost_lsf.arcs import ArcExposure, extract_profiles
+    >>> from lamost_lsf.simulation import SimulatedIP, simulate_arc
+    >>> from lamost_lsf.store import ProfileStore
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> store = ProfileStore(ProfileStore.path_for(folder.name, spectrograph=1, arm="blue", season=2017))
+    >>> for time in Time(["2017-01-10T15:00", "2017-01-10T21:00"]):
+    ...     arc = simulate_arc(SimulatedIP("blue"), time, fiber=list(range(1, 9)), dead_fibers=[])
+    ...     exposure = ArcExposure.from_simulation(arc)
+    ...     batch = store.append(extract_profiles(exposure, instrument="lamost-lrs-blue"))
+    >>> store.n_exposures, store.season
+    (2, 2017)
+    >>> train, validation = store.split(0.5)
+    >>> train.size + validation.size == len(store)
+    True
+    >>> part = next(store.iter_batches(train, ["profile", "fiber"], chunk=16))
+    >>> part["profile"].shape
+    (16, 600)
+    >>> folder.cleanup()
     """
 
     def __init__(
@@ -485,7 +500,7 @@ class ProfileStore:
         return out
 
     def profile_set(self, rows: Any) -> ProfileSet:
-        """Some profiles as a `~lamost_lsf.arcs.ProfileSet`, with the provenance of the whole store; rows as in `load`."""
+        """Some profiles as a `~lamost_lsf.arcs.ProfileSet` with all exposures' provenance; rows as in `load`."""
         from lamost_lsf.arcs import ProfileSet
 
         return ProfileSet(**self._identity(), offset=self.offset, **self.load(rows))

@@ -47,8 +47,8 @@ class TrainingSource:
         """Columns of some profiles, by number."""
         numbers = self._numbers[index]
         if hasattr(self._backing, "load"):
-            table = self._backing.load(numbers, columns=columns)
-            return [np.asarray(table[c] if isinstance(table, dict) else getattr(table, c)) for c in columns]
+            table = self._backing.load(numbers, columns)
+            return [table[c] for c in columns]
         return [getattr(self._backing, c)[numbers] for c in columns]
 
     def pixels(
@@ -76,8 +76,9 @@ def open_source(data: Any) -> TrainingSource:
     from lamost_lsf.time import lmjm_to_time, season
 
     if isinstance(data, ProfileStore):
-        columns = {c: np.asarray(data.labels[c]) for c in ("lmjm", "fiber", "wavelength", "line", "exposure")}
-        numbers, identity, year = np.arange(len(data)), data.id, data.season
+        numbers = np.flatnonzero(data.good)
+        columns = {c: data.labels[c][numbers] for c in ("lmjm", "fiber", "wavelength", "line", "exposure")}
+        identity, year = data.id, data.season
     elif isinstance(data, ProfileSet):
         numbers = np.flatnonzero(data.good)
         columns = {c: getattr(data, c)[numbers] for c in ("lmjm", "fiber", "wavelength", "line", "exposure")}

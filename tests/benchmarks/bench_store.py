@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from astropy.time import TimeDelta
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from store_writer import START, make_set
@@ -47,9 +46,9 @@ def append(path, n):
     store = ProfileStore(path)
     start = time.perf_counter()
     for k in range(-(-n // good)):
-        when = START + TimeDelta(k * 900.0, format="sec")
-        profiles.exposures["time"] = [when]
-        profiles.lmjm[:] = when.utc.mjd * 1440 + 480
+        when = START.utc.mjd * 1440 + 480 + 15 * k
+        profiles.exposures["lmjm"] = when
+        profiles.lmjm[:] = when
         store.append(profiles)
     seconds = time.perf_counter() - start
     info = store.info()
