@@ -2,10 +2,17 @@
 
 import inspect
 import os
+import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
+from sphinx.ext.autodoc.mock import MockFinder
 from sphinx.util import logging
+
+if find_spec("torch") is None:
+    # the pages about training need its names, not its gigabytes
+    sys.meta_path.insert(0, MockFinder(["torch", "safetensors.torch"]))
 
 import lamost_lsf
 

@@ -370,7 +370,7 @@ def _detect(text: str) -> str:
             return "nist"
         if bare.startswith("#") or not bare:
             continue
-        if "," in bare:
+        if "," in bare or bare.lower() in ("air", "vacuum", "wavelength"):
             return "csv"
         if re.match(r"^\d+(\.\d*)?\s+\d", bare):
             return "lamp"

@@ -150,7 +150,7 @@ def plot_rv(result: RVResult, ax: Axes | None = None, *, legend: bool = True) ->
     used = np.asarray(result.used)
     ax.step(result.wavelength, result.flux / scale, where="mid", color=_OBSERVED, lw=0.9, label="observed")
     model = np.where(np.isfinite(result.model), result.model, np.nan) / scale
-    ax.plot(result.wavelength, model, color=_MODEL, lw=1.2, label=f"model: {result.template}")
+    ax.plot(result.wavelength, model, color=_MODEL, lw=1.2, label=f"model: {result.template or 'none'}")
     if np.any(~used):
         ax.plot(
             result.wavelength[~used], result.flux[~used] / scale, "x", color=_ACCENT, ms=4, mew=0.8, label="not fitted"
@@ -208,7 +208,8 @@ def plot_rv_chi2(result: RVResult, ax: Axes | None = None) -> Axes:
     ax.set_ylim(0.1, 8.0 * max(top, 10.0))
     ax.set_xlabel("trial velocity [km/s]")
     ax.set_ylabel(r"$\chi^2 - \chi^2_\mathrm{min}$")
-    ax.legend(loc="upper left", ncols=2, fontsize="small", frameon=False)
+    if result.trial_chi2.size or result.success:
+        ax.legend(loc="upper left", ncols=2, fontsize="small", frameon=False)
     return ax
 
 

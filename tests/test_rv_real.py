@@ -1,4 +1,4 @@
-"""`measure_rv` on real LAMOST spectra with PHOENIX templates: repeated stars next to the pipeline, and every file once."""
+"""`measure_rv` on real LAMOST spectra with PHOENIX templates: repeated stars next to the pipeline, then all files."""
 
 import warnings
 from itertools import combinations
@@ -121,7 +121,7 @@ def test_every_low_resolution_spectrum_gives_a_velocity_or_a_flag(data_dir, phoe
 
 def test_medium_resolution_arms_and_exposures_agree(data_dir, phoenix):
     windows = {"blue": (4980, 5320) * u.AA, "red": (6350, 6760) * u.AA}
-    for path in files(data_dir, "mrs_multi_epoch")[:4]:
+    for path in files(data_dir, "mrs_multi_epoch"):
         results = []
         for spectrum in read_lamost_mrs(path):
             result = quietly(

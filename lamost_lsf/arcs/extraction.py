@@ -264,7 +264,7 @@ def _second_pass(
                 why |= _LOW_FLUX
             first, last = max(begin - _MARGIN, 0), min(end + _MARGIN, n_pix)
             n = last - first
-            run, top = 0, begin
+            run, top = 0, -1
             for j in range(n):
                 at = first + j
                 x[j] = axis[at] - w
@@ -273,7 +273,7 @@ def _second_pass(
                 inside = begin <= at < end
                 if inside and full:
                     why |= _SATURATED
-                if inside and flux[f, at] > flux[f, top]:
+                if inside and not bad[f, at] and (top < 0 or flux[f, at] > flux[f, top]):
                     top = at
                 run = run + 1 if inside and bad[f, at] and not full else 0
                 if run > 0 and (run > max_gap or 0.5 * low <= x[j] <= 0.5 * high):
@@ -313,7 +313,7 @@ def _second_pass(
             if not why & (_LOW_FLUX | _SATURATED):
                 equal = 0
                 j = top
-                while j < end and flux[f, j] == flux[f, top]:
+                while j < end and flux[f, j] == flux[f, top] and not bad[f, j]:
                     equal += 1
                     j += 1
                 if equal >= _FLAT_TOP:

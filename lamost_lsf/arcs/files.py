@@ -21,6 +21,7 @@ Every HDU carries CHECKSUM and DATASUM, which are verified.
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from os import PathLike
@@ -137,7 +138,8 @@ def read_exposure(path: str | PathLike) -> ArcExposure:
         with warnings.catch_warnings():
             # a wrong checksum or a truncated file is a warning of astropy's; here it is an error
             warnings.simplefilter("error")
-            with fits.open(path, checksum=True, memmap=False) as hdus:
+            # from memory: astropy leaves a damaged file open when it stops half-way
+            with fits.open(io.BytesIO(path.read_bytes()), checksum=True) as hdus:
                 header = hdus[0].header
                 if header.get("LSFFMT") != FORMAT:
                     raise FormatError(f"{path} is no arc exposure of lamost_lsf (LSFFMT is {header.get('LSFFMT')!r})")

@@ -122,7 +122,7 @@ def measure_tilt(
         # outwards from the reference, each row starting where its neighbour was: tilts of many pixels are followed
         for order in (range(reference, last), range(reference - 1, first - 1, -1)):
             at = column if order.step == 1 else position[reference - first, k]
-            for r in order:
+            for r in order if np.isfinite(at) else ():
                 at = _centroid(frame[r], at, half_width)
                 if not np.isfinite(at) or abs(at - column) > frame.shape[1]:
                     break

@@ -78,6 +78,7 @@ def _reference(shapes, usable, members, block, least_members, least_lines):
     typical = np.full(shapes.shape, np.nan)
     scatter = np.full(shapes.shape, np.nan)
     work = np.empty(max(members, n_line))
+    differences = np.empty(members)
     chosen = np.empty(members, dtype=np.int64)
     for line in range(n_line):
         for start in range(0, n_fiber, block):
@@ -94,13 +95,16 @@ def _reference(shapes, usable, members, block, least_members, least_lines):
                 step += 1
             if count < least_members:
                 continue
+            _sort(chosen, count)
             for g in range(n_grid):
                 for i in range(count):
                     work[i] = shapes[chosen[i], line, g]
+                # From one fibre to the next, so that a trend along the slit is no scatter. The median of the modulus of
+                # a normal difference is 0.6745 of its standard deviation, which is sqrt(2) times that of either.
+                for i in range(count - 1):
+                    differences[i] = abs(work[i + 1] - work[i])
+                spread = _median(differences, count - 1) / 0.9539
                 center = _median(work, count)
-                quarter = (count - 1) // 4
-                # the range between quartiles of a normal distribution is 1.349 standard deviations
-                spread = (work[count - 1 - quarter] - work[quarter]) / 1.349
                 for f in range(start, stop):
                     typical[f, line, g] = center
                     scatter[f, line, g] = spread
@@ -141,26 +145,27 @@ def reference_shapes(shapes: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray
 
 
 @njit(cache=True, error_model="numpy")
-def _solve3(a, b):
-    """Solve a 3 x 3 system in place by elimination with pivoting; False where it is singular."""
-    for k in range(3):
+def _solve(a, b):
+    """Solve a small system in place by elimination with pivoting; False where it is singular."""
+    m = b.size
+    for k in range(m):
         pivot = k
-        for i in range(k + 1, 3):
+        for i in range(k + 1, m):
             if abs(a[i, k]) > abs(a[pivot, k]):
                 pivot = i
         if not abs(a[pivot, k]) > 0.0:
             return False
         if pivot != k:
-            for j in range(3):
+            for j in range(m):
                 a[k, j], a[pivot, j] = a[pivot, j], a[k, j]
             b[k], b[pivot] = b[pivot], b[k]
-        for i in range(k + 1, 3):
+        for i in range(k + 1, m):
             ratio = a[i, k] / a[k, k]
-            for j in range(k, 3):
+            for j in range(k, m):
                 a[i, j] -= ratio * a[k, j]
             b[i] -= ratio * b[k]
-    for k in range(2, -1, -1):
-        for j in range(k + 1, 3):
+    for k in range(m - 1, -1, -1):
+        for j in range(k + 1, m):
             b[k] -= a[k, j] * b[j]
         b[k] /= a[k, k]
     return True
@@ -213,10 +218,11 @@ def find_cosmic_rays(offset, flux, ivar, good, typical, scatter, low, step, sigm
         return 0
     # A hit only adds light: the lower quartile of the ratios survives one that covers half of the core.
     _sort(ratio, count)
-    amplitude, shift, level = ratio[count // 4], 0.0, 0.0
+    # Then amplitude, a small shift and what the joined minima left of the background are fitted to the pixels not hit.
+    amplitude, shift, level, tilt = ratio[count // 4], 0.0, 0.0, 0.0
     if not amplitude > 0.0:
         return 0
-    matrix, vector, row = np.empty((3, 3)), np.empty(3), np.empty(3)
+    matrix, vector, row = np.empty((4, 4)), np.empty(4), np.empty(4)
     found = 0
     for iteration in range(4):
         found = 0
@@ -224,7 +230,7 @@ def find_cosmic_rays(offset, flux, ivar, good, typical, scatter, low, step, sigm
             hit[j] = False
             if not good[j]:
                 continue
-            model = amplitude * shape[j] + shift * slope[j] + level
+            model = amplitude * shape[j] + shift * slope[j] + level + tilt * offset[j]
             known = amplitude * width[j]
             least = amplitude * floor * (0.08 + max(shape[j], 0.0))
             error = np.sqrt(1.0 / ivar[j] + known * known + least * least)
@@ -242,14 +248,14 @@ def find_cosmic_rays(offset, flux, ivar, good, typical, scatter, low, step, sigm
             if good[j] and not hit[j]:
                 least = amplitude * floor * (0.08 + max(shape[j], 0.0))
                 weight = 1.0 / (1.0 / ivar[j] + (amplitude * width[j]) ** 2 + least * least)
-                row[0], row[1], row[2] = shape[j], slope[j], 1.0
-                for a in range(3):
+                row[0], row[1], row[2], row[3] = shape[j], slope[j], 1.0, offset[j]
+                for a in range(4):
                     vector[a] += weight * row[a] * flux[j]
-                    for b in range(3):
+                    for b in range(4):
                         matrix[a, b] += weight * row[a] * row[b]
-        if not _solve3(matrix, vector) or not vector[0] > 0.0:
+        if not _solve(matrix, vector) or not vector[0] > 0.0:
             break
-        amplitude, shift, level = vector[0], vector[1], vector[2]
+        amplitude, shift, level, tilt = vector[0], vector[1], vector[2], vector[3]
     if found == 0 or found > _MOST_PIXELS:
         hit[:] = False
         return 0

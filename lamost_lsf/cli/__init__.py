@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from lamost_lsf.cli import convolve, demo, plugins, profile, rv
+from lamost_lsf.cli import convolve, demo, evaluate, extract, plugins, profile, rv, simulate, train
 from lamost_lsf.cli._common import CommandError, one_line
 
 __all__ = ["build_parser", "main"]
@@ -24,7 +24,7 @@ _OPTIONS = {
     "velocity_range=": "--velocity-range",
 }
 
-_COMMANDS = (demo, rv, convolve, profile, plugins)
+_COMMANDS = (demo, rv, convolve, profile, plugins, simulate, extract, train, evaluate)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -106,9 +106,9 @@ def convolve(
     w_out = axis_angstrom(axis_out, output_medium, "spectral_axis")
     flux, unit, bad = flux_and_mask(template, None, w_in.size)
     variance, kind = variance_of(template)
-    if np.all(bad):
+    if bad is not None and np.all(bad):
         raise ValueError("every pixel of the template is masked or non-finite")
-    if variance is None and not np.any(bad):
+    if variance is None and bad is None:
         rows = flux.reshape(-1, w_in.size)
         value, mask = convolve_flux(rows, w_in, w_out, lsf, definition, max_masked=max_masked, preserve=preserve)
         value = value.reshape((*flux.shape[:-1], w_out.size))

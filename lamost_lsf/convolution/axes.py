@@ -55,8 +55,9 @@ def axis_angstrom(axis: u.Quantity, medium: str, name: str) -> np.ndarray:
 def _is_good(wavelength):
     """Whether an axis is positive, finite and strictly increasing, in one pass; NaN fails every comparison."""
     good = wavelength[0] > 0.0 and wavelength[-1] < np.inf
-    for k in range(wavelength.size - 1):
-        good &= wavelength[k + 1] > wavelength[k]
+    before, after = wavelength[:-1], wavelength[1:]
+    for k in range(before.size):
+        good &= after[k] > before[k]
     return good
 
 
@@ -71,6 +72,15 @@ def lower_edge(wavelength, j):
     return 0.5 * (wavelength[j - 1] + wavelength[j])
 
 
+@njit(cache=True, error_model="numpy", fastmath={"reassoc"})
+def _all_finite(values):
+    """Whether no value is NaN or infinite: either makes the sum of zeros NaN."""
+    total = 0.0
+    for k in range(values.size):
+        total += values[k] * 0.0
+    return total == 0.0
+
+
 def pixel_edges(wavelength: np.ndarray) -> np.ndarray:
     """Edges (n + 1,) of pixels at wavelengths (n,); see `lower_edge`."""
     inner = 0.5 * (wavelength[1:] + wavelength[:-1])
@@ -79,11 +89,13 @@ def pixel_edges(wavelength: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True, error_model="numpy")
-def _coarsest(wavelength):
-    worst = 0.0
-    for k in range(wavelength.size - 1):
-        worst = max(worst, wavelength[k + 1] - wavelength[k])
-    return worst
+def _any_coarser(wavelength, limit):
+    """Whether any pixel is wider than a limit; without a branch or a running maximum, it takes all at once."""
+    found = False
+    before, after = wavelength[:-1], wavelength[1:]
+    for k in range(before.size):
+        found |= after[k] - before[k] > limit
+    return found
 
 
 def check_sampling(w_in: np.ndarray, tables: list[LSFTable]) -> None:
@@ -96,14 +108,15 @@ def check_sampling(w_in: np.ndarray, tables: list[LSFTable]) -> None:
         # 1 / peak of a unit-area profile is its equivalent width, 2.5 sigma for a Gaussian. The trapezoidal sum of a
         # Gaussian is exact to 3e-9 at a step of one sigma; some room is left for the template's own structure.
         width = 1.0 / float(table.profiles.max())
-        if warn_coarse(float(_coarsest(here)), width, " A"):
+        if warn_coarse(here, width, " A"):
             return
 
 
-def warn_coarse(coarsest: float, width: float, unit: str) -> bool:
-    """Warn where the largest pixel exceeds a third of a profile's equivalent width; whether it did."""
-    if coarsest <= width / 3.0:
+def warn_coarse(axis: np.ndarray, width: float, unit: str) -> bool:
+    """Warn where the largest pixel of an axis exceeds a third of a profile's equivalent width; whether it did."""
+    if not _any_coarser(axis, width / 3.0):
         return False
+    coarsest = float(np.max(np.diff(axis)))
     warnings.warn(
         f"the template's pixels (up to {coarsest:.3g}{unit}) are coarse for a profile of width {width:.3g}{unit}; "
         "interpolate the template to a finer grid for an exact convolution",
@@ -115,8 +128,8 @@ def warn_coarse(coarsest: float, width: float, unit: str) -> bool:
 
 def flux_and_mask(
     spectrum: Spectrum | u.Quantity | np.ndarray, mask: np.ndarray | None, n_pixel: int
-) -> tuple[np.ndarray, u.UnitBase | None, np.ndarray]:
-    """Flux (..., n) as float64, its unit (None for bare arrays) and the mask (..., n) of unusable pixels."""
+) -> tuple[np.ndarray, u.UnitBase | None, np.ndarray | None]:
+    """Flux (..., n) as float64, its unit (None for bare arrays), mask (..., n) of bad pixels (None: all are good)."""
     if isinstance(spectrum, Spectrum):
         axis = getattr(spectrum, "spectral_axis_index", None)
         flux = spectrum.flux
@@ -132,14 +145,16 @@ def flux_and_mask(
     value = np.asarray(flux.value if unit is not None else flux, dtype=np.float64)
     if value.ndim < 1 or value.shape[-1] != n_pixel:
         raise ValueError(f"flux has {value.shape[-1] if value.ndim else 0} pixels on its last axis, the axis {n_pixel}")
-    bad = ~np.isfinite(value)
+    bad = None if _all_finite(value.ravel()) else ~np.isfinite(value)
     for extra in (own, mask):
         if extra is not None:
             extra = np.asarray(extra, dtype=bool)
             try:
-                bad = bad | np.broadcast_to(extra, value.shape)
+                extra = np.broadcast_to(extra, value.shape)
             except ValueError:
                 raise ValueError(f"mask of shape {extra.shape} does not fit flux of shape {value.shape}") from None
+            if np.any(extra):
+                bad = extra if bad is None else bad | extra
     return value, unit, bad
 
 

@@ -32,8 +32,6 @@ from lamost_lsf.convolution.loggrid import (
 )
 from lamost_lsf.convolution.nodes import (
     LSFTable,
-    lagrange4,
-    lagrange4_derivative,
     node_position,
     tabulate,
 )
@@ -446,22 +444,52 @@ class BoundTemplate:
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
 def multiply_add(values, s, coefficients, s0, inverse_ds, begin, end, out):
-    """Flux at pixels begin..end: sum over components of c_k P_k - c_k' Q_k (see the module's text)."""
-    n_k = coefficients.shape[1]
-    c, d = np.empty(n_k), np.empty(n_k)
+    """Flux at pixels begin..end: sum over components of c_k P_k - c_k' Q_k (see the module's text).
+
+    Parameters
+    ----------
+    values : ndarray (n_template, n_pixel, 2 n_component)
+        P_k and Q_k at the pixels.
+    s : ndarray (n_pixel,)
+        ln(wavelength).
+    coefficients : ndarray (n_node, n_component)
+    s0, inverse_ds : float
+        First node, nodes per unit of ln(wavelength).
+    begin, end : int
+    out : ndarray (n_template, n_pixel)
+    """
+    n_nodes, n_k = coefficients.shape
+    # Cubics in the position t between nodes, for the c_k and then the -c_k', constant first; the same for all pixels
+    # between two nodes.
+    q0, q1, q2, q3 = np.empty(2 * n_k), np.empty(2 * n_k), np.empty(2 * n_k), np.zeros(2 * n_k)
+    factor = np.empty(2 * n_k)
+    now = -1
     for j in range(begin, end):
-        i, t = node_position(s[j], s0, inverse_ds, coefficients.shape[0])
-        w0, w1, w2, w3 = lagrange4(t)
-        v0, v1, v2, v3 = lagrange4_derivative(t)
-        c0, c1, c2, c3 = coefficients[i], coefficients[i + 1], coefficients[i + 2], coefficients[i + 3]
-        for k in range(n_k):
-            c[k] = w0 * c0[k] + w1 * c1[k] + w2 * c2[k] + w3 * c3[k]
-            d[k] = (v0 * c0[k] + v1 * c1[k] + v2 * c2[k] + v3 * c3[k]) * inverse_ds
+        i, t = node_position(s[j], s0, inverse_ds, n_nodes)
+        if i != now:
+            now = i
+            for k in range(n_k):
+                a, b, c, d = coefficients[i, k], coefficients[i + 1, k], coefficients[i + 2, k], coefficients[i + 3, k]
+                q0[k] = a
+                q1[k] = (-11.0 * a + 18.0 * b - 9.0 * c + 2.0 * d) / 6.0
+                q2[k] = (2.0 * a - 5.0 * b + 4.0 * c - d) / 2.0
+                q3[k] = (-a + 3.0 * b - 3.0 * c + d) / 6.0
+                q0[n_k + k], q1[n_k + k] = -inverse_ds * q1[k], -2.0 * inverse_ds * q2[k]
+                q2[n_k + k] = -3.0 * inverse_ds * q3[k]
+        if values.shape[0] == 1:
+            row = values[0, j]
+            total = 0.0
+            for k in range(row.size):
+                total += (q0[k] + t * (q1[k] + t * (q2[k] + t * q3[k]))) * row[k]
+            out[0, j] = total
+            continue
+        for k in range(factor.size):
+            factor[k] = q0[k] + t * (q1[k] + t * (q2[k] + t * q3[k]))
         for template in range(values.shape[0]):
             row = values[template, j]
             total = 0.0
-            for k in range(n_k):
-                total += c[k] * row[k] - d[k] * row[n_k + k]
+            for k in range(row.size):
+                total += factor[k] * row[k]
             out[template, j] = total
 
 
@@ -516,10 +544,10 @@ def _on_grid(
             f"the template ({w[0]:.1f}-{w[-1]:.1f} A) does not reach the wavelengths {nodes[0]:.1f}-{nodes[1]:.1f} A"
         )
     here = slice(first, last)
-    if np.any(bad[here]):
+    if bad is not None and np.any(bad[here]):
         where = w[here][bad[here]][0]
         raise ValueError(f"the template has masked or non-finite pixels (first at {where:.2f} A) in the range used")
-    warn_coarse(float(np.max(np.diff(np.log(w[here])))), narrowest, " in ln(wavelength)")
+    warn_coarse(np.log(w[here]), narrowest, " in ln(wavelength)")
     out = np.zeros((2, grid.size))
     spread_template(w, flux[None], first, last, 0.0, np.inf, grid.step, grid.start, out)
     edges = (1.5 * w[first] - 0.5 * w[first + 1], 1.5 * w[last - 1] - 0.5 * w[last - 2])

@@ -22,7 +22,6 @@ from lamost_lsf.convolution.axes import lower_edge
 from lamost_lsf.convolution.loggrid import LOG_STEP
 from lamost_lsf.convolution.nodes import LSFTable, lagrange4, lagrange4_derivative, node_position
 from lamost_lsf.convolution.response import SegmentPixels
-from lamost_lsf.spline import uniform_coefficients
 
 __all__ = ["Tapers", "add_tapers", "jump_error", "make_tapers"]
 
@@ -32,11 +31,14 @@ _COST_OF_JUMP = 0.04
 _CELLS = 8
 
 
-def jump_error(tables: Sequence[LSFTable], refinement: int, ends: Sequence[int] = (0, -1)) -> float:
+def jump_error(tables: Sequence[LSFTable], refinement: int) -> float:
     """Error of the flux that the jumps at the windows' ends would cost on a grid, for narrow lines of depth one."""
-    step = LOG_STEP / refinement
-    jump = max(float(np.max(np.abs(t.profiles[:, end]) * t.nodes)) for t in tables for end in ends)
-    return _COST_OF_JUMP * jump * step
+    return max(float(np.max(_cost(t, end, refinement))) for t in tables for end in (0, -1))
+
+
+def _cost(table: LSFTable, end: int, refinement: int) -> np.ndarray:
+    """The same of one end (0 or -1), at every node."""
+    return _COST_OF_JUMP * np.abs(table.profiles[:, end]) * table.nodes * LOG_STEP / refinement
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,17 @@ class Tapers:
 
 
 def make_tapers(table: LSFTable, refinement: int, tolerance: float) -> Tapers:
-    """Tapers of the profiles of a table, at the ends whose `jump_error` exceeds the tolerance."""
+    """Tapers of the profiles of a table, where what their jumps would cost exceeds a tenth of the tolerance."""
     window = float(table.offset[-1] - table.offset[0])
     length = min(_CELLS * table.nodes[-1] * LOG_STEP / refinement, window / 2.0)
-    coefficients = uniform_coefficients(table.offset_step, table.profiles)
-    first, last, step = coefficients[:, 0], coefficients[:, -1], table.offset_step
+    first, last, step = table.spline[:, 0], table.spline[:, -1], table.offset_step
     low, high = table.profiles[:, 0], table.profiles[:, -1]
     # inwards from the upper end is down the axis
     slope_high = -(last[:, 1] + step * (2.0 * last[:, 2] + step * 3.0 * last[:, 3]))
     shape = np.stack([low, first[:, 1] + 2.0 * low / length, high, slope_high + 2.0 * high / length], axis=1)
+    # a taper that is left out at some nodes only would itself end in a step, smaller than what is tolerated
     for k, end in enumerate((0, -1)):
-        if jump_error([table], refinement, [end]) <= tolerance:
-            shape[:, 2 * k : 2 * k + 2] = 0.0
+        shape[_cost(table, end, refinement) <= 0.1 * tolerance, 2 * k : 2 * k + 2] = 0.0
     return Tapers(length, shape)
 
 
@@ -197,6 +198,8 @@ def _add_tapers(flux, w_in, begin, end, lowest, highest, w_out, x0, x1, length, 
             # value and slope change a little along the taper: linear in d
             h0, k0 = _both_at(sharp, shape, 2 * side, s0, inverse_ds)
             h1, k1 = _both_at(smooth, shape, 2 * side, s0, inverse_ds)
+            if h0 == 0.0 and h1 == 0.0:
+                continue
             c0, c1, c2 = h0, k0 + (h1 - h0) * inverse_length, (k1 - k0) * inverse_length
             if a > begin:
                 _add_part(w_in, flux, a - 1, low, high, sharp, scale, c0, c1, c2, inverse_length, out, o)

@@ -68,7 +68,7 @@ def convolve_flux(
     if jump > _LARGEST_JUMP:
         matrix, response = build_matrix(lsf, whole, w_out, center)
         operator = ResolutionMatrix(matrix, response, whole * u.AA, w_out * u.AA, center)
-        value, mask, _ = operator._apply(flux, np.zeros(flux.shape, dtype=bool), None, max_masked, preserve)
+        value, mask, _ = operator._apply(flux, None, None, max_masked, preserve)
         return value, mask[0]
     if jump > _JUMP_TOLERANCE:
         tapers = [make_tapers(t, refinement, _JUMP_TOLERANCE) for t in tables]

@@ -24,7 +24,6 @@ from lamost_lsf.convolution.nodes import LSFTable, lagrange4, node_position, tab
 from lamost_lsf.convolution.response import Response, constant_response, segment_pixels
 from lamost_lsf.lsf import LSF, as_lsf
 from lamost_lsf.profile import resolve_center
-from lamost_lsf.spline import uniform_coefficients
 from lamost_lsf.units import check_medium, to_vacuum_angstrom
 
 __all__ = ["ResolutionMatrix"]
@@ -104,10 +103,9 @@ def _table_matrix(
     indptr = np.zeros(output.size + 1, dtype=np.int64)
     np.cumsum(last - first, out=indptr[1:])
     data = np.empty(indptr[-1])
-    coefficients = uniform_coefficients(table.offset_step, table.profiles)
     n_cells = table.offset.size - 1
     _fill(
-        at, np.diff(edges), shifted, lower, upper, output, first, indptr, coefficients, x0, x1, n_cells,
+        at, np.diff(edges), shifted, lower, upper, output, first, indptr, table.spline, x0, x1, n_cells,
         table.log_start, 1.0 / table.log_step, data,
     )  # fmt: skip
     index_dtype = np.int32 if max(indptr[-1], n_in) < 2**31 else np.int64
@@ -317,16 +315,21 @@ class ResolutionMatrix:
             )
 
     def _apply(
-        self, flux: np.ndarray, bad: np.ndarray, variance: np.ndarray | None, max_masked: float, preserve: str
+        self, flux: np.ndarray, bad: np.ndarray | None, variance: np.ndarray | None, max_masked: float, preserve: str
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Flux, mask and variance (..., n_out) of plain arrays (..., n_in)."""
         n_out, n_in = self.shape
         if variance is not None:
-            bad = bad | ~np.isfinite(variance)
+            worthless = ~np.isfinite(variance)
+            bad = worthless if bad is None else bad | worthless
         shape = (*flux.shape[:-1], n_out)
-        flux, bad = flux.reshape(-1, n_in), bad.reshape(-1, n_in)
+        flux = flux.reshape(-1, n_in)
+        if bad is not None:
+            bad = bad.reshape(-1, n_in)
+            flux = np.where(bad, 0.0, flux)
         scale, out_mask = self._scale_and_mask(bad, max_masked, preserve)
-        value = (self.matrix @ np.where(bad, 0.0, flux).T).T
+        # a product by a row is several times faster than by an array of one column
+        value = (self.matrix @ flux[0])[None] if flux.shape[0] == 1 else (self.matrix @ flux.T).T
         value = np.where(out_mask, np.nan, value * scale).reshape(shape)
         new_variance = None
         if variance is not None:
@@ -336,9 +339,11 @@ class ResolutionMatrix:
             new_variance = np.where(out_mask, np.nan, new_variance * scale**2).reshape(shape)
         return value, np.broadcast_to(out_mask, value.reshape(-1, n_out).shape).reshape(shape), new_variance
 
-    def _scale_and_mask(self, bad: np.ndarray, max_masked: float, preserve: str) -> tuple[np.ndarray, np.ndarray]:
+    def _scale_and_mask(
+        self, bad: np.ndarray | None, max_masked: float, preserve: str
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Factor that makes up for bad and missing input, and the pixels where that is too much: (1 or m, n_out)."""
-        if not np.any(bad):
+        if bad is None or not np.any(bad):
             good_area, lost_share = self._area[None], np.zeros((1, 1))
         else:
             # the same mask for all spectra, the common case, is summed once

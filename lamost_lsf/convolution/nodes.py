@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numba import njit
 
 from lamost_lsf.errors import SamplingWarning
 from lamost_lsf.lsf import LSF
+from lamost_lsf.spline import uniform_coefficients
 
 __all__ = ["LSFTable", "lagrange4", "lagrange4_derivative", "node_position", "tabulate"]
 
@@ -84,6 +86,11 @@ class LSFTable:
     offset: np.ndarray
     profiles: np.ndarray
     zero: np.ndarray
+
+    @cached_property
+    def spline(self) -> np.ndarray:
+        """Power-basis coefficients of the profiles (m, n - 1, 4); see `lamost_lsf.spline.uniform_coefficients`."""
+        return uniform_coefficients(self.offset_step, self.profiles)
 
     @property
     def offset_step(self) -> float:

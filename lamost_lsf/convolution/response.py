@@ -165,10 +165,17 @@ def _response(output, offset, quadrature, profiles, zero, s0, inverse_ds, low, h
     for j in range(output.size):
         total = 0.0
         z = 0.0
+        log_output = np.log(output[j])
         for k in range(offset.size):
             slope = 0.0
             wavelength = min(max(output[j] - offset[k] + z, low), high)
-            i, t = node_position(np.log(wavelength), s0, inverse_ds, n_nodes)
+            d = wavelength / output[j] - 1.0
+            if abs(d) < 5e-3:
+                # ln(1 + d), exact to 1e-17; the logarithm itself would be most of the work
+                s = log_output + d * (1.0 + d * (-0.5 + d * (1.0 / 3.0 + d * (-0.25 + d * (0.2 - d / 6.0)))))
+            else:
+                s = np.log(wavelength)
+            i, t = node_position(s, s0, inverse_ds, n_nodes)
             if shifts:
                 # w' = w - x + z(w'): z changes by some 1e-4 of w', so few steps converge, from the z of the last offset
                 for _ in range(4):

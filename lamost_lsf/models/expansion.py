@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import numpy as np
+from numpy.polynomial.legendre import legvander
 
-__all__ = ["Expansion", "fiber_functions", "night_functions", "night_number"]
+__all__ = ["Expansion", "fiber_functions", "night_functions", "night_number", "surface_functions"]
 
 
 def night_number(lmjm: np.ndarray) -> np.ndarray:
@@ -26,15 +27,28 @@ def night_functions(x: np.ndarray) -> np.ndarray:
     return np.stack([np.ones_like(f), f, w, f**2 - 1.0 / 3.0, f * w, w**2 - 1.0 / 3.0], axis=1)
 
 
+#: Highest degrees in fibre and wavelength of the surface term.
+SURFACE_DEGREES = (3, 5)
+_N_SURFACE = (SURFACE_DEGREES[0] + 1) * (SURFACE_DEGREES[1] + 1)
+
+
+def surface_functions(x: np.ndarray) -> np.ndarray:
+    """Functions (n, 24) of scaled labels that the surface term is made of: Legendre in fibre times Legendre in wavelength."""
+    f, w = (legvander(2.0 * x[:, i], d) for i, d in zip((1, 2), SURFACE_DEGREES, strict=True))
+    return (f[:, :, None] * w[:, None, :]).reshape(x.shape[0], -1)
+
+
 @dataclass(frozen=True)
 class Expansion:
-    """Profile = mean + (network + fibre term + night term) . components.
+    """Profile = mean + (network + surface + fibre term + night term) . components.
 
     Attributes
     ----------
     mean : ndarray (n_sample,)
         Mean profile on the model's offsets, unit area.
     components : ndarray (K, n_sample)
+    surface_values : ndarray (24, K)
+        Factors of `surface_functions`: what a network of few steps leaves that is smooth in fibre and wavelength.
     fiber_number : ndarray (n_fiber,)
         Fibres that have a term of their own, increasing; others have none.
     fiber_values : ndarray (n_fiber, 3, K)
@@ -54,6 +68,7 @@ class Expansion:
 
     mean: np.ndarray
     components: np.ndarray
+    surface_values: np.ndarray
     fiber_number: np.ndarray
     fiber_values: np.ndarray
     night: np.ndarray
@@ -66,7 +81,7 @@ class Expansion:
         k, n = self.components.shape
         f, m = self.fiber_number.size, self.night.size
         shapes = {
-            "mean": (n,), "fiber_values": (f, 3, k), "night_values": (m, 6, k), "covariance": (k, k), "fiber_scale": (f,),
+            "mean": (n,), "surface_values": (_N_SURFACE, k), "fiber_values": (f, 3, k), "night_values": (m, 6, k), "covariance": (k, k), "fiber_scale": (f,),
         }  # fmt: skip
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
@@ -83,9 +98,10 @@ class Expansion:
         return index, self.fiber_number[index] == fiber
 
     def particular(self, x: np.ndarray, lmjm: np.ndarray, fiber: np.ndarray) -> np.ndarray:
-        """Fibre and night terms (n, K) at scaled labels (n, 3), times and fibres (n,)."""
+        """Surface, fibre and night terms (n, K) at scaled labels (n, 3), times and fibres (n,)."""
         index, known = self._fiber_index(fiber)
         out = np.einsum("nr,nrk->nk", fiber_functions(x) * known[:, None], self.fiber_values[index])
+        out += surface_functions(x) @ self.surface_values
         if self.night.size:
             # few distinct nights among many labels: mix the known ones once for each
             wanted, inverse = np.unique(night_number(lmjm), return_inverse=True)

@@ -27,7 +27,8 @@ def _product_table(degree: int) -> np.ndarray:
 class PolynomialContinuum:
     """Chi-square of ``data = model x polynomial`` with the polynomial solved analytically.
 
-    The polynomial multiplies the *model*: it is the ratio of the observed continuum (throughput, reddening) to the template's.
+    The polynomial multiplies the *model*: it is the ratio of the observed continuum (throughput, reddening) to the
+    template's.
 
     Parameters
     ----------
@@ -58,9 +59,9 @@ class PolynomialContinuum:
     def coarse(self, models: np.ndarray) -> np.ndarray:
         """Chi-square (k,) of many models (k, n) at once, for the search: two matrix products.
 
-        The normal matrix of every model follows from 2 degree + 1 moments, for products of polynomials are polynomials. Good
-        to 1e-5 of ``sum(ivar data^2)`` at worst, where the pixels barely determine the polynomial; infinite where a model is 0
-        wherever there are data.
+        The normal matrix of every model follows from 2 degree + 1 moments, for products of polynomials are
+        polynomials. Good to 1e-5 of ``sum(ivar data^2)`` at worst, where the pixels barely determine the polynomial;
+        infinite where a model is 0 wherever there are data.
         """
         k = models.shape[0]
         p = self._linear.shape[1]
@@ -89,7 +90,7 @@ class PolynomialContinuum:
         return x, g @ x
 
     def chi2(self, model: np.ndarray) -> float:
-        """Chi-square of one model (n,), from the residuals themselves; NaN where the model is 0 at all pixels in use."""
+        """Chi-square of one model (n,), from the residuals; NaN where the model is 0 at all pixels in use."""
         _, fit = self._solve(model)
         residual = self.data - fit
         return float(residual @ residual)
@@ -134,8 +135,8 @@ class PolynomialContinuum:
 class FixedContinuum(PolynomialContinuum):
     """Chi-square of normalised models against a spectrum whose continuum was fitted beforehand; one free scale.
 
-    The scale makes up for what noise does to a fit that drops pixels below it: the continuum of a noisy spectrum runs through
-    the upper part of its noise.
+    The scale makes up for what noise does to a fit that drops pixels below it: the continuum of a noisy spectrum runs
+    through the upper part of its noise.
     """
 
     def __init__(

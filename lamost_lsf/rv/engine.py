@@ -12,7 +12,6 @@ import numpy as np
 from numba import njit
 from specutils import Spectrum
 
-from lamost_lsf.convolution.axes import warn_coarse
 from lamost_lsf.convolution.basis import BoundTemplate, Coefficients, IPBasis, TemplateBasis
 from lamost_lsf.convolution.loggrid import LOG_STEP, gather, lagrange8
 from lamost_lsf.convolution.nodes import lagrange4, lagrange4_derivative, node_position
@@ -56,7 +55,7 @@ def trial_step(lsf: LSF, wavelength: np.ndarray) -> float:
 
 
 def velocity_grid(low: float, high: float, step: float = COARSEST_STEP) -> np.ndarray:
-    """Trial velocities, km/s, both ends included, uniform in ln(wavelength) and no more than ``step`` apart; five at least."""
+    """Trial velocities, km/s, ends included, uniform in ln(wavelength), at most ``step`` apart; five at least."""
     first, last = float(log_shift(low)), float(log_shift(high))
     count = max(int(np.ceil((last - first) / step - 1e-9)) + 1, 5)
     velocity = velocity_of_shift(np.linspace(first, last, count))
@@ -166,7 +165,7 @@ class VelocityEngine:
         self._set_lsf(coefficients)
 
     def with_lsf(self, coefficients: Coefficients) -> VelocityEngine:
-        """The same templates, pixels and search with another spectrum's LSF; only fine steps need the spectrum's own."""
+        """The same templates, pixels and search with another spectrum's LSF, which only fine steps need."""
         new = copy(self)
         new._set_lsf(coefficients)
         return new
@@ -270,7 +269,7 @@ class VelocityEngine:
 
 
 def _vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Vertex of the parabola through three points, and the distance at which it has risen by 1; NaN where it is not convex."""
+    """Vertex of the parabola through three points, and where it has risen by 1 from there; NaN where not convex."""
     (d0, d1), (s0, s1) = np.diff(x), np.diff(y) / np.diff(x)
     half = (s1 - s0) / (d0 + d1)
     if not (np.isfinite(half) and half > 0):
@@ -299,17 +298,16 @@ def build_templates(
         A template whose pixels are coarse for the profile.
     """
     basis = IPBasis.from_lsfs(lsf, (wavelength[0], wavelength[-1]), center=center)
-    _check_templates(templates, names, basis, lsf, wavelength, limits)
+    _check_coverage(templates, names, basis, wavelength, limits)
     # TemplateBasis stretches by 1 + v / c
     fastest = SPEED_OF_LIGHT * (float(doppler_factor(max(abs(v) for v in limits))) - 1.0)
     return TemplateBasis(templates, basis, max_velocity=fastest), basis.coefficients(lsf, center=center)
 
 
-def _check_templates(
+def _check_coverage(
     templates: list[Spectrum],
     names: list[str],
     basis: IPBasis,
-    lsf: LSF,
     wavelength: np.ndarray,
     limits: tuple[float, float],
 ) -> None:
@@ -317,7 +315,6 @@ def _check_templates(
     first, last = basis.first_lag, basis.first_lag + basis.components.shape[1]
     need_low = wavelength[0] / float(doppler_factor(limits[1])) * np.exp(-last * step)
     need_high = wavelength[-1] / float(doppler_factor(limits[0])) * np.exp(-first * step)
-    width = float(np.min(1.0 / lsf.sample(wavelength[[0, -1]]).max(axis=1)))
     for name, template in zip(names, templates, strict=True):
         medium = check_medium(template.meta.get("wavelength_medium") or "vacuum")
         # views only: templates may have a million pixels
@@ -330,6 +327,3 @@ def _check_templates(
                 f"{name} covers {low:.1f}-{high:.1f} A; the window at the trial velocities, with the profile's "
                 f"wings, needs {need_low:.1f}-{need_high:.1f} A: narrow window= or velocity_range="
             )
-        angstrom = axis.unit.to(u.AA)
-        begin, end = np.searchsorted(axis.value, np.array([need_low, need_high]) / angstrom)
-        warn_coarse(float(np.max(np.diff(axis.value[max(begin - 1, 0) : end + 1]))) * angstrom, width, " A")

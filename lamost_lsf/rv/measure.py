@@ -39,30 +39,32 @@ def measure_rv(
     degree: int | None = None,
     cosmic_sigma: float | None = 6.0,
 ) -> RVResult:
-    """Radial velocity of one spectrum by chi-square against templates convolved with its LSF (Liu et al. 2026, section 5).
+    """Radial velocity of one spectrum by chi-square, templates seen through its LSF (Liu et al. 2026, section 5).
 
     Each template is Doppler-shifted (relativistically) to trial velocities, convolved with the LSF of the observed
-    wavelengths, multiplied by a polynomial that is solved analytically at each velocity, and compared with the spectrum. The
-    minimum over trial velocities is refined on the continuous chi-square.
+    wavelengths, multiplied by a polynomial that is solved analytically at each velocity, and compared with the
+    spectrum. The minimum over trial velocities is refined on the continuous chi-square.
 
     Parameters
     ----------
     spectrum : `~specutils.Spectrum`
-        Observed, with an uncertainty; vacuum wavelengths (or ``meta["wavelength_medium"] = "air"``). Masked pixels, those of
-        zero inverse variance and non-finite ones are left out.
+        Observed, with an uncertainty; vacuum wavelengths (or ``meta["wavelength_medium"] = "air"``). Masked pixels,
+        those of zero inverse variance and non-finite ones are left out.
     templates : `~specutils.Spectrum` or sequence of them
         Rest frame, vacuum, of a resolution well above the spectrum's; ``meta["name"]`` names them in the result.
     lsf : LSF, IPArchive, IP model of wavelength only, or InstrumentalProfile
         In the spectrum's frame; ``archive.lsf_for(spectrum)`` and an archive itself take care of that.
     center : str or callable, optional
-        Centre of the profile at lag 0. None: the LSF's own, else the spectrum's ``meta["wavelength_center"]``, else "zero".
+        Centre of the profile at lag 0. None: the LSF's own, else the spectrum's ``meta["wavelength_center"]``, else
+        "zero".
     window : Quantity, optional
-        Two wavelengths, or one for the paper's segment of 150 A either side (vacuum, the spectrum's frame). All by default.
+        Two wavelengths, or one for the paper's segment of 150 A either side (vacuum, the spectrum's frame). All by
+        default.
     velocity_range : Quantity or tuple
         Trial velocities; bare numbers are km/s.
     continuum : {"ratio", "normalize"}
-        "ratio": polynomial ratio of spectrum to template, marginalised. "normalize": both normalised beforehand by the same
-        fit to their upper envelope, as in the paper.
+        "ratio": polynomial ratio of spectrum to template, marginalised. "normalize": both normalised beforehand by
+        the same fit to their upper envelope, as in the paper.
     degree : int, optional
         Degree of the polynomial; by default one for every 100 A of the window plus 1, between 2 and 20.
     cosmic_sigma : float, optional
@@ -76,8 +78,8 @@ def measure_rv(
     Raises
     ------
     TypeError, ValueError
-        Bad arguments: no uncertainty, an axis that does not increase, a window beside the spectrum, templates that do not
-        cover the window at every trial velocity, unknown options.
+        Bad arguments: no uncertainty, an axis that does not increase, a window beside the spectrum, templates that do
+        not cover the window at every trial velocity, unknown options.
     OutOfRangeError
         The LSF is not defined over the window.
 
@@ -88,8 +90,8 @@ def measure_rv(
 
     Notes
     -----
-    The result stays in the frame of the spectrum's wavelengths (LAMOST's products: heliocentric); nothing is corrected for
-    the Earth's motion here.
+    The result stays in the frame of the spectrum's wavelengths (LAMOST's products: heliocentric); nothing is
+    corrected for the Earth's motion here.
 
     Examples
     --------

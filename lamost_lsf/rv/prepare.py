@@ -182,8 +182,8 @@ def lsf_of(lsf: Any, spectrum: Spectrum, center: str | Callable | None) -> tuple
     name = center_name(definition)
     if own is not None and name not in ("zero", center_name(own)) and center_name(own) != "zero":
         warnings.warn(
-            f"the spectrum's wavelengths were calibrated with the centre {own!r}, the kernel has {name!r} at lag 0: the "
-            "velocity is off by their difference",
+            f"the spectrum's wavelengths were calibrated with the centre {own!r}, the kernel has {name!r} at lag 0: "
+            "the velocity is off by their difference",
             CenterMismatchWarning,
             stacklevel=3,
         )

@@ -20,13 +20,15 @@ class RVFlag(IntFlag):
     TOO_FEW_PIXELS = 1
     #: The chi-square has no minimum inside the trial velocities; no velocity.
     EDGE_OF_RANGE = 2
-    #: A second minimum within 3 sigma of the best, or half as high as it would be with one star: two stars, or too little signal.
+    #: A second minimum within 3 sigma of the best, or half as high as it would be with one star: two stars, or too
+    #: little signal.
     DOUBLE_MINIMUM = 4
     #: The fine minimum could not be found; no velocity.
     NO_CONVERGENCE = 8
     #: No significant line: the star adds less than 5 sigma to a polynomial without one.
     NO_SIGNAL = 16
-    #: Another template fits about as well (chi-square within 1 of the best, scaled) at a velocity more than 3 errors away.
+    #: Another template fits about as well (chi-square within 1 of the best, scaled) at a velocity more than 3 errors
+    #: away.
     AMBIGUOUS_TEMPLATE = 32
 
     def reasons(self) -> str:
@@ -41,14 +43,14 @@ class RVResult:
     Attributes
     ----------
     rv : `~astropy.units.Quantity`
-        Velocity, km/s, positive receding, relativistic, in the frame of the spectrum's wavelengths (``frame``). NaN where the
-        measurement failed.
+        Velocity, km/s, positive receding, relativistic, in the frame of the spectrum's wavelengths (``frame``). NaN
+        where the measurement failed.
     rv_err : `~astropy.units.Quantity`
-        1-sigma error from the curvature of the chi-square, km/s: what the given uncertainties of the flux imply, with the
-        continuum polynomial marginalised (``continuum="ratio"``) or taken as known ("normalize").
+        1-sigma error from the curvature of the chi-square, km/s: what the given uncertainties of the flux imply, with
+        the continuum polynomial marginalised (``continuum="ratio"``) or taken as known ("normalize").
     rv_err_scaled : `~astropy.units.Quantity`
-        The same times the square root of the reduced chi-square where that exceeds 1: allows for template mismatch and for
-        underestimated flux errors.
+        The same times the square root of the reduced chi-square where that exceeds 1: allows for template mismatch
+        and for underestimated flux errors.
     chi2, dof : float, int
         Minimum and degrees of freedom.
     flags : RVFlag
@@ -70,8 +72,8 @@ class RVResult:
     trial_velocity, trial_chi2 : ndarray
         Coarse search with the best template, km/s.
     wavelength, flux, model, error, used : ndarray
-        Pixels of the window, from the first to the last usable one: vacuum Angstrom, observed flux, best model (template times continuum), 1-sigma error and whether
-        the pixel was fitted.
+        Pixels of the window, from the first to the last usable one: vacuum Angstrom, observed flux, best model
+        (template times continuum), 1-sigma error and whether the pixel was fitted.
     """
 
     rv: u.Quantity

@@ -116,7 +116,7 @@ def exposure_minutes(exposures: Table) -> np.ndarray:
     minutes = np.ma.asarray(getattr(exposures["lmjm"], "value", exposures["lmjm"]))
     if minutes.dtype.kind not in "iuf" or minutes.ndim != 1:
         raise ValueError(f"exposures['lmjm'] must be one number a row, got {minutes.dtype} of shape {minutes.shape}")
-    plain = minutes.astype(np.float64).filled(np.nan)
+    plain = np.ma.filled(minutes.astype(np.float64), np.nan)
     try:
         lmjm_to_time(plain)
     except ValueError as error:

@@ -9,7 +9,7 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from astropy.table import Table
@@ -337,7 +337,9 @@ class ProfileStore:
         labels = {name: np.concatenate(arrays) for name, arrays in parts.items()}
         n = labels["flag"].size
         nothing = np.empty((n, 0), dtype=np.float32)
-        columns = {name: nothing if name in (*NATIVE, "profile") else np.zeros(n) for name in ROW_COLUMNS}
+        columns: dict[str, Any] = {
+            name: nothing if name in (*NATIVE, "profile") else np.zeros(n) for name in ROW_COLUMNS
+        }
         return ProfileSet(**self._identity(), offset=np.empty(0), **{**columns, **labels}).yields(by)
 
     def _identity(self) -> dict[str, Any]:
@@ -478,7 +480,7 @@ class ProfileStore:
             A checksum does not fit.
         """
         index, names = self._as_rows(rows), self._as_columns(columns)
-        out = {}
+        out: dict[str, np.ndarray] = {}
         for name in names:
             if name in NATIVE:
                 out[name] = np.zeros((index.size, self._native_width()), dtype=ROW_COLUMNS[name])
@@ -503,7 +505,7 @@ class ProfileStore:
         """Some profiles as a `~lamost_lsf.arcs.ProfileSet` with all exposures' provenance; rows as in `load`."""
         from lamost_lsf.arcs import ProfileSet
 
-        return ProfileSet(**self._identity(), offset=self.offset, **self.load(rows))
+        return ProfileSet(**self._identity(), offset=self.offset, **cast(dict[str, Any], self.load(rows)))
 
     def iter_batches(
         self,
@@ -636,7 +638,7 @@ class ProfileStore:
         if by == "exposure":
             return splits.hold_out_fraction(exposure, self._keys(), rows, fraction, seed, by)
         nights, night = np.unique(splits.night_number(self._exposure_minutes(), utc_offset), return_inverse=True)
-        return splits.hold_out_fraction(night[exposure], nights, rows, fraction, seed, by)
+        return splits.hold_out_fraction(night[exposure], nights.tolist(), rows, fraction, seed, by)
 
     def leave_one_line_out(self, *, include_flagged: bool = False) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """For each line: its number, the rows of the others, its rows.

@@ -43,8 +43,8 @@ def encode_table(table: Table) -> list[dict[str, Any]]:
                 raise TypeError(f"column {name!r} has shape {column.shape}; one value a row is needed")
             if column.masked and np.any(column.mask):
                 raise ValueError(f"column {name!r} has masked times")
-            values = [[float(a), float(b)] for a, b in zip(np.asarray(column.jd1), np.asarray(column.jd2))]
-            encoded.append({"name": name, "kind": "time", "scale": column.scale, "values": values})
+            pairs = np.stack([np.asarray(column.jd1), np.asarray(column.jd2)], axis=1).tolist()
+            encoded.append({"name": name, "kind": "time", "scale": column.scale, "values": pairs})
             continue
         array = np.ma.asarray(getattr(column, "value", column))
         unit = getattr(column, "unit", None)

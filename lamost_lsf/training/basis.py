@@ -18,8 +18,9 @@ from lamost_lsf.training.statistics import line_statistics
 
 __all__ = ["ProfileBasis", "fit_group", "learn_basis", "spline_functions"]
 
-#: Distance of the spline's knots, Angstrom: a third of LAMOST's narrowest profiles' sigma.
-KNOT_STEP = 0.4
+#: Distance of the spline's knots in native pixels. Lines of many sub-pixel phases could constrain finer ones, but phases
+#: are never quite even, and what is constrained badly comes out as ripples with the period of a pixel.
+KNOTS_PER_PIXEL = 0.73
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ProfileBasis:
         return self.mean + coefficients @ self.components
 
 
-def spline_functions(offset: np.ndarray, knot_step: float = KNOT_STEP) -> np.ndarray:
+def spline_functions(offset: np.ndarray, knot_step: float = 0.4) -> np.ndarray:
     """Cubic B-splines on uniform offsets that vanish, with their first derivative, at both ends: (n_function, n_sample).
 
     A profile that could be constant or linear at the ends of its window would be degenerate with the background.
@@ -104,7 +105,7 @@ def learn_basis(
     times_per_group: int = 3,
     n_components: int | None = None,
     max_components: int = 20,
-    knot_step: float = KNOT_STEP,
+    knot_step: float | None = None,
 ) -> ProfileBasis:
     """Mean and principal components of the profiles of a training set.
 
@@ -120,7 +121,12 @@ def learn_basis(
         Fibres in a group, and parts that the time is cut into.
     n_components : int, optional
         By default as many as stand out from the noise.
+    knot_step : float, optional
+        Distance of the spline's knots, Angstrom; by default three quarters of a native pixel.
     """
+    if knot_step is None:
+        step = np.diff(native_offset, axis=1)[(native_ivar[:, 1:] > 0) & (native_ivar[:, :-1] > 0)]
+        knot_step = KNOTS_PER_PIXEL * float(np.median(step))
     functions = spline_functions(offset, knot_step)
     penalty = _penalty(functions.shape[0])
     weights = quadrature_weights(offset)

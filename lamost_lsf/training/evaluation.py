@@ -36,7 +36,7 @@ class Evaluation:
     model: str
 
     def summary(self) -> Table:
-        """One row: number of profiles, medians of |mean|, dispersion, dispersion / noise, chi2 / dof, and the coverage."""
+        """One row: number of profiles, medians of ``|mean|``, dispersion, dispersion / noise, chi2 / dof, and the coverage."""
         return Table([_statistics(self.table)])
 
     def by(self, *columns: str) -> Table:

@@ -2,7 +2,7 @@
 
 1. A basis is learned from the pixels (`lamost_lsf.training.basis`) and every line is reduced to its likelihood in it.
 2. A network (time, fibre, wavelength -> coefficients) is trained on that likelihood.
-3. Fibre and night terms are solved in closed form on what the network leaves, and the network is trained on what they
+3. Surface, fibre and night terms are solved in closed form on what the network leaves, and the network is trained on what they
    leave; a few rounds.
 4. The covariance of the coefficients' errors is learned from the exposures that were held out.
 """
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lamost_lsf.files import atomic_path
-from lamost_lsf.models.expansion import Expansion, fiber_functions, night_functions
+from lamost_lsf.models.expansion import Expansion, fiber_functions, night_functions, surface_functions
 from lamost_lsf.training.basis import ProfileBasis
 from lamost_lsf.training.data import Labels, PackedStatistics
 from lamost_lsf.training.loop import History, Schedule, train_network
@@ -97,6 +97,7 @@ class ExpandedTrainer:
         self._night = position
         self._night_known = self.night_number[position] == labels.night
         k = basis.components.shape[0]
+        self.surface_term = GroupTerm.zero(1, surface_functions(scaled[:1]).shape[1], k)
         self.fiber_term = GroupTerm.zero(self.fiber_number.size, 3, k)
         self.night_term = GroupTerm.zero(self.night_number.size, 6, k)
         torch.manual_seed(settings.seed)
@@ -122,7 +123,8 @@ class ExpandedTrainer:
         """The terms' part of the coefficients (n, K)."""
         x = self.scaled[index]
         night = self.night_term.at(self._night[index], night_functions(x)) * self._night_known[index, None]
-        return self.fiber_term.at(self._fiber[index], fiber_functions(x)) + night
+        surface = surface_functions(x) @ self.surface_term.values[0]
+        return surface + self.fiber_term.at(self._fiber[index], fiber_functions(x)) + night
 
     def coefficients(self, index: np.ndarray) -> np.ndarray:
         """Coefficients (n, K) of the whole model."""
@@ -211,6 +213,16 @@ class ExpandedTrainer:
         if drop_outliers:
             index = index[self._inliers(index)]
         scaled = self.scaled[index]
+        self.surface_term = fit_group_term(
+            self.surface_term,
+            self.packed,
+            index,
+            np.zeros(index.size, dtype=np.int64),
+            surface_functions(scaled),
+            self.coefficients(index),
+            own_scale=False,
+            newton_steps=2,
+        )
         self.night_term = fit_group_term(
             self.night_term, self.packed, index, self._night[index], night_functions(scaled), self.coefficients(index),
             own_scale=False,
@@ -242,6 +254,7 @@ class ExpandedTrainer:
         return Expansion(
             mean=self.basis.mean,
             components=self.basis.components,
+            surface_values=self.surface_term.values[0],
             fiber_number=self.fiber_number.astype(np.int64),
             fiber_values=self.fiber_term.values,
             night=self.night_number,
@@ -284,7 +297,7 @@ class ExpandedTrainer:
 
     def _save_terms(self, path: Path) -> None:
         tensors = {}
-        for name, term in (("fiber", self.fiber_term), ("night", self.night_term)):
+        for name, term in (("surface", self.surface_term), ("fiber", self.fiber_term), ("night", self.night_term)):
             for key in ("values", "variance", "prior", "scale"):
                 tensors[f"{name}.{key}"] = torch.as_tensor(np.ascontiguousarray(getattr(term, key)))
         with atomic_path(path, overwrite=True) as temporary:
@@ -293,6 +306,7 @@ class ExpandedTrainer:
     def _load_terms(self, path: Path) -> None:
         tensors = {k: v.numpy() for k, v in load_file(path).items()}
         names = ("values", "variance", "prior", "scale")
+        self.surface_term = GroupTerm(*(tensors[f"surface.{k}"] for k in names))
         self.fiber_term = GroupTerm(*(tensors[f"fiber.{k}"] for k in names))
         self.night_term = GroupTerm(*(tensors[f"night.{k}"] for k in names))
 

@@ -102,7 +102,7 @@ def fit_group_term(
     for _ in range(newton_steps):
         hessian, rhs = np.zeros((n_group, size, size)), np.zeros((n_group, size))
         position = 0
-        for part, stats in packed.chunks(index):
+        for part, stats in packed.chunks(index, 4096):
             here = slice(position, position + part.size)
             _accumulate(stats, current[here], group[here], functions[here], hessian, rhs)
             position += part.size

@@ -35,7 +35,9 @@ def noisy_set():
     knots = rng.normal(size=(profiles.flag.size, 32)) / 140.0
     position = np.linspace(0.0, 30.999, 600)
     whole, part = position.astype(int), position % 1.0
-    profiles.profile += (knots[:, whole] * (1 - part) + knots[:, whole + 1] * part).astype("f4")
+    np.add(
+        profiles.profile, (knots[:, whole] * (1 - part) + knots[:, whole + 1] * part).astype("f4"), out=profiles.profile
+    )
     np.maximum(profiles.profile, 0.0, out=profiles.profile)
     return profiles
 
