@@ -162,9 +162,9 @@ def test_noise_is_what_repeated_exposures_scatter_by():
     measured = np.sqrt(np.mean(np.var(stack, axis=0, ddof=1), axis=1))
     predicted = np.mean([s.noise for s in sets], axis=0)
     ratio = measured / predicted
-    assert 0.9 < np.median(ratio) < 1.15
-    assert ratio.min() > 0.75
-    assert ratio.max() < 1.35
+    assert 0.93 < np.median(ratio) < 1.07
+    assert ratio.min() > 0.8
+    assert ratio.max() < 1.25
     assert all(np.all(s.good) for s in sets)
     assert min(s.profile.min() for s in sets) < 0  # unclipped
 
@@ -307,7 +307,7 @@ def test_gap(offset, width, gap):
 def test_window_off_the_chip():
     arc = exposure(CLEAN, WAVELENGTH)
     # 4047.708 - 8.335: the first pixel lies between the fibres' needs
-    start = np.searchsorted(WAVELENGTH[0], BLUE.lines.vacuum[0] + LOW)
+    start = np.searchsorted(WAVELENGTH[0], BLUE.lines.vacuum[0] + LOW) - 1
     cut = ArcExposure.from_arrays(
         arc.flux[:, start:], arc.ivar[:, start:], WAVELENGTH[:, start:] * u.AA, medium="vacuum", time=TIME,
         fiber=arc.fiber, arm="blue", instrument="lamost-lrs-blue",
@@ -403,6 +403,7 @@ def test_lines_by_index_and_by_list():
     assert some.line.reshape(-1, 2)[0].tolist() == [1, 4]
     whole = extract_profiles(arc)
     np.testing.assert_array_equal(some.profile, whole.select(np.isin(whole.line, [1, 4])).profile)
+    assert np.all(some.good)
     own = extract_profiles(arc, lines=BLUE.lines[2:4])
     assert own.lines == BLUE.lines[2:4]
     assert own.line.max() == 1
@@ -595,11 +596,11 @@ def test_cosmic_rays_of_a_long_exposure_are_found_and_no_others():
     share = np.max(np.where(inside, extra[:, :, None], 0), axis=1) / peak
     found = (flags(profiles) & ProfileFlag.COSMIC_RAY) != 0
     assert np.count_nonzero(share > 0.1) >= 15
-    assert np.mean(found[share > 0.1]) > 0.95
+    assert np.mean(found[share > 0.1]) > 0.9
     hit = np.any(inside & truth["cosmic"][:, :, None], axis=1)
     assert np.count_nonzero(found & ~hit) <= 1
     # the defective fibre 155 passes
-    assert np.all(profiles.good[(profiles.fiber == 155)] | hit[profiles.fiber == 155 - 99].any())
+    assert np.all((flags(profiles)[155 - 100] == 0) | hit[155 - 100])
 
 
 # -- real arcs -------------------------------------------------------------------------------------------

@@ -31,10 +31,11 @@ def measured():
 def failed(measured):
     result, _ = measured
     nan = np.nan * u.km / u.s
-    return dataclasses.replace(
-        result, rv=nan, rv_err=nan, rv_err_scaled=nan, flags=RVFlag.TOO_FEW_PIXELS, template="",
-        trial_velocity=np.empty(0), trial_chi2=np.empty(0), model=np.full(result.flux.shape, np.nan), used=np.zeros(result.flux.shape, bool),
-    )  # fmt: skip
+    empty, shape = np.empty(0), result.flux.shape
+    changes = {"rv": nan, "rv_err": nan, "rv_err_scaled": nan, "flags": RVFlag.TOO_FEW_PIXELS, "template": ""}
+    changes |= {"trial_velocity": empty, "trial_chi2": empty}
+    changes |= {"model": np.full(shape, np.nan), "used": np.zeros(shape, bool)}
+    return dataclasses.replace(result, **changes)
 
 
 def test_spectrum_and_model_are_drawn_to_one_scale(measured):

@@ -123,7 +123,9 @@ def test_splines_cannot_imitate_a_background():
 def test_basis_spans_what_varies_even_in_one_odd_fiber():
     rng = np.random.default_rng(6)
     n_fiber, n_time, n_line = 40, 12, 3
-    fiber, time, line = (a.ravel() for a in np.meshgrid(np.arange(1, n_fiber + 1), np.arange(n_time), np.arange(n_line)))
+    fiber, time, line = (
+        a.ravel() for a in np.meshgrid(np.arange(1, n_fiber + 1), np.arange(n_time), np.arange(n_line))
+    )
     width = 1.2 + 0.004 * (fiber - 20) + 0.1 * line
     skew = 0.1 * np.sin(fiber / 9) + 0.02 * (time - 6)
     z = GRID[None] / width[:, None]
@@ -155,7 +157,13 @@ def test_terms_are_shrunk_as_noise_demands_and_an_odd_fiber_is_left_free():
     packed.put(0, line_statistics(x, flux, ivar, GRID, basis))
     zero = np.zeros((fiber.size, 3))
     term = fit_group_term(
-        GroupTerm.zero(n_fiber, 1, 3), packed, np.arange(fiber.size), fiber, np.ones((fiber.size, 1)), zero, own_scale=True
+        GroupTerm.zero(n_fiber, 1, 3),
+        packed,
+        np.arange(fiber.size),
+        fiber,
+        np.ones((fiber.size, 1)),
+        zero,
+        own_scale=True,
     )
     error = term.values[:, 0] - own
     pull = error / np.sqrt(term.variance[:, 0])

@@ -332,9 +332,15 @@ def _second_pass(
                 if good[j - first]:
                     total += 1.0 / ivar[f, j]
                     count += 1
-            noise[k] = np.sqrt(variance * total / max(count, 1)) / height
+            square = 0.0
             for j in range(n_out):
+                square += out[j] * out[j]
                 profile[k, j] = max(out[j], 0.0) if clip else out[j]
+            count = max(count, 1)
+            # The peak that is divided by is noisy, too: its noise is common to all samples, in proportion to them, and
+            # the samples within a pixel of the peak share it (a spline's autocorrelation integrates to one pixel).
+            top = max(variance * square / n_out - 2.0 / count, 0.0) / ivar[f, first + peak]
+            noise[k] = np.sqrt(variance * total / count + top) / height
             flag[k] = why
 
 

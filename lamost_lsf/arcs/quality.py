@@ -78,7 +78,7 @@ def _reference(shapes, usable, members, block, least_members, least_lines):
     typical = np.full(shapes.shape, np.nan)
     scatter = np.full(shapes.shape, np.nan)
     work = np.empty(max(members, n_line))
-    differences = np.empty(members)
+    differences, values = np.empty(members), np.empty(members)
     chosen = np.empty(members, dtype=np.int64)
     for line in range(n_line):
         for start in range(0, n_fiber, block):
@@ -96,6 +96,11 @@ def _reference(shapes, usable, members, block, least_members, least_lines):
             if count < least_members:
                 continue
             _sort(chosen, count)
+            mean, square = 0.0, 0.0
+            for i in range(count):
+                mean += chosen[i] / count
+            for i in range(count):
+                square += (chosen[i] - mean) ** 2
             for g in range(n_grid):
                 for i in range(count):
                     work[i] = shapes[chosen[i], line, g]
@@ -104,9 +109,17 @@ def _reference(shapes, usable, members, block, least_members, least_lines):
                 for i in range(count - 1):
                     differences[i] = abs(work[i + 1] - work[i])
                 spread = _median(differences, count - 1) / 0.9539
+                # At the slit's ends all neighbours are on one side: a straight line takes what the fibres' trend adds
+                # there. Its slope is that of least squares, outliers being pulled in.
+                for i in range(count):
+                    values[i] = work[i]
                 center = _median(work, count)
+                slope = 0.0
+                for i in range(count):
+                    slope += (chosen[i] - mean) * min(max(values[i] - center, -8.0 * spread), 8.0 * spread)
+                slope /= square
                 for f in range(start, stop):
-                    typical[f, line, g] = center
+                    typical[f, line, g] = center + slope * (f - mean)
                     scatter[f, line, g] = spread
     for f in range(n_fiber):
         for g in range(n_grid):

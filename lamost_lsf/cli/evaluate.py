@@ -228,7 +228,7 @@ def _draw(model: Any, store: Any, result: Any, sky: Any, args: argparse.Namespac
 
     folder = Path(args.plot)
     minutes = np.unique(np.asarray(result.table["lmjm"]))
-    times = lmjm_to_time(minutes[[0, -1]])
+    times = lmjm_to_time(np.array([store.labels["lmjm"].min(), store.labels["lmjm"].max()]))
     middle = lmjm_to_time(minutes[minutes.size // 2])
     lines = np.unique(np.asarray(result.table["line"]))
     number = np.unique(np.asarray(result.table["fiber"]))
@@ -300,6 +300,6 @@ def _print(tables: dict[str, Any], chosen: str) -> None:
 
 def _line(name: str, row: Any) -> str:
     return (
-        f"{name:24}  {row['n']:8d}  {row['abs_mean']:8.5f}  {row['dispersion']:8.5f}  "
+        f"{name:24}  {row['n']:8d}  {row['abs_mean']:8.1e}  {row['dispersion']:8.5f}  "
         f"{row['dispersion_over_noise']:8.3f}  {row['chi2_per_dof']:8.3f}  {row['covered']:14.1%}"
     )

@@ -107,8 +107,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace, folder: Path) -> list[tuple[Path, Any]]:
     """Every file and what writes it."""
+    import numpy as np
+
     from lamost_lsf.simulation import SimulatedIP, season_times
-    from lamost_lsf.time import time_to_lmjm
+    from lamost_lsf.time import lmjm_to_time, time_to_lmjm
 
     nights = args.nights if args.nights is not None else max(1, args.exposures // 2)
     jobs = []
@@ -116,7 +118,11 @@ def _plan(args: argparse.Namespace, folder: Path) -> list[tuple[Path, Any]]:
         ips = {arm: SimulatedIP(arm, spectrograph, seed=args.seed) for arm in sorted(set(args.arm))}
         for year in sorted(set(args.season)):
             times = season_times(year, args.exposures, nights, seed=args.seed)
-            minutes = time_to_lmjm(times)
+            minutes = np.round(time_to_lmjm(times))
+            # files are named by the minute, and a store tells exposures by their times: no two of one minute
+            for i in range(1, minutes.size):
+                minutes[i] = max(minutes[i], minutes[i - 1] + 1)
+            times = lmjm_to_time(minutes)
             for arm, ip in ips.items():
                 for i, minute in enumerate(minutes):
                     name = f"arc_{spectrograph:02d}_{arm[0]}_{minute:.0f}.fits"

@@ -37,6 +37,9 @@ __all__ = [
 LOG_STEP = 1e-4 * np.log(10.0)
 
 _TAPS = 8
+#: Abscissae in a cell (0..1) and weights of its quadrature. The shares of a sample are polynomials only inside a cell, so
+#: the profile's own samples would not integrate them exactly.
+_GAUSS_LEGENDRE = tuple(0.5 * (x + k) for k, x in zip((1.0, 0.0), np.polynomial.legendre.leggauss(5), strict=True))
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
@@ -135,14 +138,119 @@ def _chunk_positions(wavelength, begin, end, inverse_step, start, position, meas
         measure[k] = (wavelength[high] - wavelength[low]) / (high - low) / wavelength[m]
 
 
+def _lagrange8_powers() -> np.ndarray:
+    """Coefficients (k, p) of t^p in the weights of `lagrange8`."""
+    nodes = np.arange(-3, 5)
+    rows = [np.poly(np.delete(nodes, k))[::-1] / np.prod(node - np.delete(nodes, k)) for k, node in enumerate(nodes)]
+    return np.array(rows)
+
+
+_POWERS = _lagrange8_powers()
+#: Cells whose moments are held before they are shared out among the nodes: few enough for the processor's cache.
+_CELLS = 256
+
+
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
+def _share_out(moments, first, n_cell, out, width):
+    """Turn moments (16, n_cell) of cells first, first + 1, ... into what their eight nodes get, and clear them."""
+    for side in range(2):
+        target = out if side == 0 else width
+        m0, m1, m2, m3 = moments[8 * side], moments[8 * side + 1], moments[8 * side + 2], moments[8 * side + 3]
+        m4, m5, m6, m7 = moments[8 * side + 4], moments[8 * side + 5], moments[8 * side + 6], moments[8 * side + 7]
+        for k in range(8):
+            c = _POWERS[k]
+            c0, c1, c2, c3, c4, c5, c6, c7 = c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]
+            # cells whose k-th node is one of the grid's
+            lowest, highest = max(0, 3 - k - first), min(n_cell, target.size + 3 - k - first)
+            if highest <= lowest:
+                continue
+            node = target[first - 3 + k + lowest : first - 3 + k + highest]
+            for q in range(node.size):
+                p = q + lowest
+                node[q] += (c0 * m0[p] + c1 * m1[p] + c2 * m2[p] + c3 * m3[p]) + (
+                    c4 * m4[p] + c5 * m5[p] + c6 * m6[p] + c7 * m7[p]
+                )
+    moments[:, :n_cell] = 0.0
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def _spread_row(wavelength, values, begin, end, step, start, out, width):
+    """Spread one spectrum times its pixel widths into ``out``, the widths into ``width``; see `spread_template`.
+
+    The eight weights are polynomials in a sample's place t in its cell, so the samples of a cell are summed as moments
+    first: half the work of sharing out every sample.
+    """
+    position, measure = np.empty(_CHUNK), np.empty(_CHUNK)
+    moments = np.zeros((16, _CELLS))
+    base, cell, upper = -1, -1, -1.0
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
+    b0 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = 0.0
+    for first in range(begin, end, _CHUNK):
+        last = min(first + _CHUNK, end)
+        _chunk_positions(wavelength, first, last, 1.0 / step, start, position, measure)
+        value = values[first:last]
+        for j in range(value.size):
+            p = position[j]
+            if p >= upper:
+                if cell >= 0:
+                    m = moments[:, cell - base]
+                    m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7] = a0, a1, a2, a3, a4, a5, a6, a7
+                    m[8], m[9], m[10], m[11], m[12], m[13], m[14], m[15] = b0, b1, b2, b3, b4, b5, b6, b7
+                    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
+                    b0 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = 0.0
+                new = int(np.floor(p))
+                if new >= base + _CELLS or cell < 0:
+                    if cell >= 0:
+                        _share_out(moments, base, cell - base + 1, out, width)
+                    base = new
+                cell, upper = new, new + 1.0
+            t = p - cell
+            v = measure[j]
+            y = v * value[j]
+            a0 += y
+            b0 += v
+            y *= t
+            v *= t
+            a1 += y
+            b1 += v
+            y *= t
+            v *= t
+            a2 += y
+            b2 += v
+            y *= t
+            v *= t
+            a3 += y
+            b3 += v
+            y *= t
+            v *= t
+            a4 += y
+            b4 += v
+            y *= t
+            v *= t
+            a5 += y
+            b5 += v
+            y *= t
+            v *= t
+            a6 += y
+            b6 += v
+            y *= t
+            v *= t
+            a7 += y
+            b7 += v
+    if cell >= 0:
+        m = moments[:, cell - base]
+        m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7] = a0, a1, a2, a3, a4, a5, a6, a7
+        m[8], m[9], m[10], m[11], m[12], m[13], m[14], m[15] = b0, b1, b2, b3, b4, b5, b6, b7
+        _share_out(moments, base, cell - base + 1, out, width)
+
+
+@njit(cache=True, error_model="numpy")
 def spread_template(wavelength, values, begin, end, low, high, step, start, out):
     """Spread samples begin..end of spectra, times their pixel widths; in the last row of ``out`` the widths alone.
 
-    Pixels that reach beyond ``low`` or ``high`` (Angstrom) count with their part between, at the middle of that.
-
-    Everything is done in chunks that stay in the processor's cache: for a long template, writing positions and widths
-    out first takes longer than the spreading.
+    Every sample is shared among the eight nodes around it. Pixels that reach beyond ``low`` or ``high`` (Angstrom) count
+    with their part between, at the middle of that. All is done in chunks that stay in the processor's cache: for a long
+    template, writing positions and widths out first takes longer than the spreading.
 
     Parameters
     ----------
@@ -150,41 +258,22 @@ def spread_template(wavelength, values, begin, end, low, high, step, start, out)
         Angstrom.
     values : ndarray (m, k)
     begin, end : int
+    low, high : float
     step, start : float, int
-        Of the `LogGrid`.
+        Of the `LogGrid`, which reaches four nodes beyond the samples.
     out : ndarray (m + 1, n)
         Added to.
     """
-    n_row, n = values.shape[0], out.shape[1]
-    position, measure = np.empty(_CHUNK), np.empty(_CHUNK)
+    n_row = values.shape[0]
     if end > begin and lower_edge(wavelength, begin) < low:
         _spread_part(wavelength, values, begin, low, high, step, start, out)
         begin += 1
     if end > begin and lower_edge(wavelength, end) > high:
         end -= 1
         _spread_part(wavelength, values, end, low, high, step, start, out)
-    for first in range(begin, end, _CHUNK):
-        last = min(first + _CHUNK, end)
-        _chunk_positions(wavelength, first, last, 1.0 / step, start, position, measure)
-        for j in range(last - first):
-            i = int(np.floor(position[j]))
-            w = lagrange8(position[j] - i)
-            i -= 3
-            if i < 0 or i + 8 > n:
-                continue
-            for r in range(n_row + 1):
-                v = measure[j]
-                if r < n_row:
-                    v *= values[r, first + j]
-                here = out[r, i : i + 8]
-                here[0] += w[0] * v
-                here[1] += w[1] * v
-                here[2] += w[2] * v
-                here[3] += w[3] * v
-                here[4] += w[4] * v
-                here[5] += w[5] * v
-                here[6] += w[6] * v
-                here[7] += w[7] * v
+    scratch = np.zeros(out.shape[1] if n_row > 1 else 0)
+    for r in range(n_row):
+        _spread_row(wavelength, values[r], begin, end, step, start, out[r], out[n_row] if r == 0 else scratch)
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
@@ -278,13 +367,11 @@ def kernel_table(table: LSFTable, refinement: int, taper: float = 0.0, ends: np.
     first = int(np.floor(np.log1p(low / table.nodes[0]) / step)) - _TAPS
     last = int(np.ceil(np.log1p(high / table.nodes[0]) / step)) + _TAPS
     kernels = np.zeros((table.nodes.size, last - first + 1))
-    # Gauss-Legendre in every cell: the shares are polynomials only inside a cell, so the profile's own samples would
-    # not integrate them exactly.
-    abscissae, weights = np.polynomial.legendre.leggauss(6)
+    abscissae, weights = _GAUSS_LEGENDRE
     _project_profiles(
         table.nodes, table.zero, table.offset[0], table.offset[-1], table.spline,
         ends, taper, step, first,
-        0.5 * (abscissae + 1.0), 0.5 * weights, kernels,
+        abscissae, weights, kernels,
     )  # fmt: skip
     kernels /= step
     return KernelTable(table.low, table.high, kernels, first, table.log_start, table.log_step)
@@ -351,21 +438,33 @@ def _half_cell_error(cells, x0, dx, coefficients):
 
 
 @njit(cache=True, error_model="numpy")
-def _node_weights(start, step, size, s0, inverse_ds, n_nodes):
-    """For every grid node: its first table node, where the run of grid nodes with the same one ends, four weights."""
-    first = np.empty(size, dtype=np.int64)
-    weight = np.empty((size, 4))
+def _weighted_sources(rows, start, step, s0, inverse_ds, n_nodes):
+    """Sources times their weights for the four table nodes around.
+
+    Returns
+    -------
+    first : ndarray of int (n,)
+        First of the four table nodes of every source.
+    stop : ndarray of int (n,)
+        Where the run of sources with the same one ends.
+    weighted : ndarray (n_row, 4 n)
+    """
+    n_row, size = rows.shape
+    first, stop = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
+    weighted = np.empty((n_row, 4 * size))
     for m in range(size):
         i, t = node_position((start + m) * step, s0, inverse_ds, n_nodes)
         first[m] = i
-        weight[m, 0], weight[m, 1], weight[m, 2], weight[m, 3] = lagrange4(t)
-    stop = np.empty(size, dtype=np.int64)
+        a, b, c, d = lagrange4(t)
+        for r in range(n_row):
+            here, value = weighted[r, 4 * m : 4 * m + 4], rows[r, m]
+            here[0], here[1], here[2], here[3] = a * value, b * value, c * value, d * value
     run = size
     for m in range(size - 1, -1, -1):
         if m < size - 1 and first[m] != first[m + 1]:
             run = m + 1
         stop[m] = run
-    return first, stop, weight
+    return first, stop, weighted
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
@@ -397,7 +496,7 @@ def scatter(templates: np.ndarray, grid: LogGrid, tables: list[KernelTable], nod
     Parameters
     ----------
     templates : ndarray (n_segment, n_row, n)
-        Spectra spread onto the grid, the samples of every segment of the LSF apart: a sample near a join must spread by
+        Spectra spread onto the grid, the last of them non-zero wherever any is, the samples of every segment of the LSF apart: a sample near a join must spread by
         its own segment's kernel even where its eight nodes reach across.
     grid : LogGrid
         Of the templates.
@@ -412,18 +511,20 @@ def scatter(templates: np.ndarray, grid: LogGrid, tables: list[KernelTable], nod
     """
     out = np.zeros((templates.shape[1], nodes.size))
     for rows, table in zip(templates, tables, strict=True):
-        used = np.flatnonzero(np.any(rows != 0.0, axis=0))
+        used = np.flatnonzero(rows[-1])
         if not used.size:
             continue
         n_nodes, n_lag = table.kernels.shape
-        first, stop, weight = _node_weights(
-            grid.start, grid.step, grid.size, table.log_start, 1.0 / table.log_step, n_nodes
+        first, stop, weighted = _weighted_sources(
+            rows, grid.start, grid.step, table.log_start, 1.0 / table.log_step, n_nodes
         )
         # The four kernels that a source interpolates between, lag by lag beside one another and in order of the source,
         # turn the sum over sources and kernels into one product of contiguous numbers.
         backward = table.kernels[:, ::-1]
-        quads = np.stack([backward[k : n_nodes - 3 + k] for k in range(4)], axis=-1).reshape(n_nodes - 3, -1)
-        weighted = (rows[..., None] * weight).reshape(rows.shape[0], -1)
+        quads = np.empty((n_nodes - 3, n_lag, 4))
+        for k in range(4):
+            quads[:, :, k] = backward[k : n_nodes - 3 + k]
+        quads = quads.reshape(n_nodes - 3, -1)
         last_lag = table.first_lag + n_lag - 1
         _receive(weighted, first, stop, quads, n_lag, last_lag, used[0], used[-1] + 1, nodes, out)
     return out

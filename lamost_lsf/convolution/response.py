@@ -13,7 +13,6 @@ from itertools import pairwise
 
 import numpy as np
 from numba import njit
-from scipy.interpolate import CubicSpline
 
 from lamost_lsf.convolution.axes import lower_edge
 from lamost_lsf.convolution.nodes import LSFTable, lagrange4, lagrange4_derivative, node_position
@@ -114,19 +113,35 @@ def _beyond(table: LSFTable, node: int, bound: float, output: np.ndarray) -> tup
 
     ``node`` is 0 (below the bound) or -1 (above it).
     """
-    profile, offset = table.profiles[node], table.offset
+    offset = table.offset
     # Offset at which the bound is seen from an output pixel: true wavelengths above the bound have smaller offsets.
     x = output - bound + table.zero[node]
     above = (x > offset[-1]).astype(np.float64)
     above_share = above.copy()
     begin, end = np.searchsorted(x, offset[0], side="right"), np.searchsorted(x, offset[-1], side="right")
     if begin < end:
-        near = x[begin:end]
-        above[begin:end] = CubicSpline(offset, profile).antiderivative()(near)
-        size = np.abs(profile)
+        size = np.abs(table.profiles[node])
         running = np.concatenate([[0.0], np.cumsum(0.5 * (size[1:] + size[:-1]))])
-        above_share[begin:end] = np.interp(near, offset, running / running[-1])
+        above[begin:end] = _running_integral(table.spline[node], offset[0], table.offset_step, x[begin:end])
+        above_share[begin:end] = np.interp(x[begin:end], offset, running / running[-1])
     return (above, above_share) if node == -1 else (1.0 - above, 1.0 - above_share)
+
+
+@njit(cache=True, error_model="numpy")
+def _running_integral(coefficients, x0, step, x):
+    """Integral of a spline from its first knot to each of x, which increase and lie between its knots."""
+    out = np.empty(x.size)
+    total, cell, last = 0.0, 0, coefficients.shape[0] - 1
+    for k in range(x.size):
+        at = min(int((x[k] - x0) / step), last)
+        for i in range(cell, at):
+            a, b, c, d = coefficients[i]
+            total += step * (a + step * (b / 2.0 + step * (c / 3.0 + step * d / 4.0)))
+        cell = at
+        a, b, c, d = coefficients[cell]
+        t = x[k] - x0 - cell * step
+        out[k] = total + t * (a + t * (b / 2.0 + t * (c / 3.0 + t * d / 4.0)))
+    return out
 
 
 def _whole(table: LSFTable, output: np.ndarray) -> np.ndarray:
@@ -165,11 +180,11 @@ def _response(output, offset, quadrature, profiles, zero, s0, inverse_ds, low, h
     for j in range(output.size):
         total = 0.0
         z = 0.0
-        log_output = np.log(output[j])
+        log_output, inverse = np.log(output[j]), 1.0 / output[j]
         for k in range(offset.size):
             slope = 0.0
             wavelength = min(max(output[j] - offset[k] + z, low), high)
-            d = wavelength / output[j] - 1.0
+            d = wavelength * inverse - 1.0
             if abs(d) < 5e-3:
                 # ln(1 + d), exact to 1e-17; the logarithm itself would be most of the work
                 s = log_output + d * (1.0 + d * (-0.5 + d * (1.0 / 3.0 + d * (-0.25 + d * (0.2 - d / 6.0)))))
@@ -194,7 +209,9 @@ def _response(output, offset, quadrature, profiles, zero, s0, inverse_ds, low, h
             value = base + (
                 b * (profiles[i + 1, k] - base) + c * (profiles[i + 2, k] - base) + d * (profiles[i + 3, k] - base)
             )
-            total += quadrature[k] * value / (1.0 - slope)
+            if shifts:
+                value /= 1.0 - slope
+            total += quadrature[k] * value
         out[j] = total
     return out
 

@@ -22,6 +22,9 @@ __all__ = ["ProfileBasis", "fit_group", "learn_basis", "spline_functions"]
 #: are never quite even, and what is constrained badly comes out as ripples with the period of a pixel.
 KNOTS_PER_PIXEL = 0.73
 
+#: Fewest lines that a spline is fitted to.
+_LEAST_LINES = 8
+
 
 @dataclass(frozen=True)
 class ProfileBasis:
@@ -136,10 +139,11 @@ def learn_basis(
         [line, (fiber - fiber.min()) // fibers_per_group, parts],
     )  # fmt: skip
     profiles, noise = stacks
-    # fibres unlike their neighbours are smeared in those groups: let every fibre speak for itself as well
-    alone, alone_noise = _group_profiles(
-        functions, penalty * 10, offset, native_offset, native_flux, native_ivar, [line, fiber]
-    )
+    # Fibres unlike their neighbours are smeared in those groups: let every fibre speak for itself as well, line by line
+    # where there are exposures enough.
+    counts = np.unique(np.stack([line, fiber]), axis=1, return_counts=True)[1]
+    keys = [line, fiber] if np.median(counts) >= _LEAST_LINES else [fiber]
+    alone, alone_noise = _group_profiles(functions, penalty * 10, offset, native_offset, native_flux, native_ivar, keys)
     profiles, alone = (p / (p @ weights)[:, None] for p in (profiles, alone))
     mean = profiles.mean(axis=0)
     deviations = (profiles - mean) / noise[:, None]
@@ -178,12 +182,12 @@ def _group_profiles(functions, penalty, offset, native_offset, native_flux, nati
     starts = np.flatnonzero(np.r_[True, np.diff(code[order]) != 0, True])
     profiles, noise = [], []
     for a, b in zip(starts[:-1], starts[1:], strict=True):
-        if b - a < 8:
+        if b - a < _LEAST_LINES:
             continue
         members = order[a:b]
         stats = line_statistics(native_offset[members], native_flux[members], native_ivar[members], offset, functions)
         good = stats.n_pixels > 8
-        if np.count_nonzero(good) < 8:
+        if np.count_nonzero(good) < _LEAST_LINES:
             continue
         factors, amplitude = fit_group(stats.matrix[good], stats.vector[good], penalty)
         profile = factors @ functions

@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from os import PathLike
@@ -403,7 +403,12 @@ def _attempt(store: Path, model: Path, **arguments: Any) -> dict[str, Any]:
     try:
         return train_set(store, model, **arguments)
     except Exception as error:  # one set must not cost the others theirs, whatever happened
-        return _row(store, model) | {"status": "failed", "reason": _reason(error)}
+        row = _row(store, model) | {"status": "failed", "reason": _reason(error)}
+    # the store may be sound: how large it is helps to see why it failed
+    with suppress(Exception):
+        profiles = ProfileStore(store, "r")
+        row |= {"n_profiles": len(profiles), "training_set": profiles.id}
+    return row
 
 
 # -- all sets -----------------------------------------------------------------------------------------------------
