@@ -418,9 +418,7 @@ def plot_losses(history: History | Table, ax: Axes | None = None) -> Axes:
     losses = np.concatenate([np.asarray(table["train_loss"]), np.asarray(table["validation_loss"])])
     if np.all(losses > 0) and losses.max() > 1.5 * losses.min():
         ax.set_yscale("log")
-        if (
-            losses.max() < 30.0 * losses.min()
-        ):  # less than a decade or so: plain numbers, at more than the powers of ten
+        if losses.max() < 30.0 * losses.min():  # plain numbers, and more than powers of ten
             from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
             ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
@@ -452,7 +450,8 @@ def plot_residual_distributions(
     `~matplotlib.figure.Figure`
         Medians in the legends. Beside the dispersion, dashed, that of the pixels' own noise, which no model can
         undercut. The outermost 0.5 % of the profiles on either side are beyond the axes. On native pixels the mean is
-        next to 0 whatever the model, for each profile's background has been fitted; ``kind="resampled"`` has the paper's.
+        next to 0 whatever the model, for each profile's background has been fitted; ``kind="resampled"`` has the
+        paper's.
 
     Raises
     ------

@@ -265,7 +265,9 @@ class InstrumentalProfile:
         width = SplineFamily(self._offset, self.flux).fwhm()
         return (width * u.AA).to(self._unit)
 
-    def center(self, name: str | Callable | None = None, *, mask: np.ndarray | None = None) -> u.Quantity:
+    def center(
+        self, name: str | Callable | None = None, *, mask: np.ndarray | None = None, weighted: bool = False
+    ) -> u.Quantity:
         """Centre of every profile by a named (or given) definition.
 
         Parameters
@@ -275,6 +277,9 @@ class InstrumentalProfile:
             party's) or an estimator. None means ``meta["wavelength_center"]``, else "zero".
         mask : array_like of bool, optional
             True where a sample is bad; broadcast to ``flux``.
+        weighted : bool
+            Let ``error`` weight the fits. Not by default: the centre of an asymmetric line depends on the weights, and a
+            kernel must be centred as the arc's lines were, whatever is known of either's errors.
 
         Returns
         -------
@@ -284,7 +289,8 @@ class InstrumentalProfile:
         from lamost_lsf.plugins import apply_center, get_center
 
         estimator = get_center(resolve_center(name, self.meta))
-        value = apply_center(estimator, self._offset, self.flux, error=self.error, mask=mask)
+        error = self.error if weighted else None
+        value = apply_center(estimator, self._offset, self.flux, error=error, mask=mask)
         return (np.asarray(value) * u.AA).to(self._unit)
 
     # -- use --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Campaigns: every set is trained once, a failure stays its own, and a kill costs at most the steps since a checkpoint."""
+"""Campaigns: every set is trained once, a failure stays its own, a kill costs the steps since the last checkpoint."""
 
 import os
 import shutil
@@ -13,13 +13,13 @@ from astropy.table import Table
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
+from small_season import QUICK, fill, profiles  # noqa: E402
+
 from lamost_lsf import IPArchive, NeuralIP  # noqa: E402
 from lamost_lsf.store import ProfileStore  # noqa: E402
 from lamost_lsf.store.locking import folder_lock  # noqa: E402
 from lamost_lsf.training import train  # noqa: E402
 from lamost_lsf.training.campaign import STATUSES, TrainingPlan, find_stores, train_all, train_set  # noqa: E402
-
-from .small_season import QUICK, fill, profiles  # noqa: E402
 
 SETS = ["01_b_2017", "01_b_2018"]
 
@@ -41,7 +41,11 @@ def campaign(root, tmp_path_factory):
     output = tmp_path_factory.mktemp("campaign") / "models"
     told, reported = [], []
     table = train_all(
-        root, output, settings=QUICK, progress=lambda *state: told.append(state), report=lambda r: reported.append(r["set"])
+        root,
+        output,
+        settings=QUICK,
+        progress=lambda *state: told.append(state),
+        report=lambda r: reported.append(r["set"]),
     )
     return output, table, told, reported
 
@@ -89,7 +93,9 @@ def test_every_set_becomes_a_model_or_a_reason(campaign):
         assert row["validation_loss"] == min(history["validation_loss"])
         # progress came for this set, up to the last step
         assert {state[0] for state in told} == set(SETS)
-        assert max(step for set_, _, step, steps, _ in told if set_ == name) == QUICK["min_steps"] == history["step"][-1]
+        assert (
+            max(step for set_, _, step, steps, _ in told if set_ == name) == QUICK["min_steps"] == history["step"][-1]
+        )
     archive = IPArchive(output)
     assert archive.table()["season"].tolist() == [2017, 2018]
     # nothing is left of the checkpoints but locks
@@ -173,7 +179,16 @@ def test_two_processes_do_not_train_one_set(models, root):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
 def test_kill_nine_and_again_gives_the_models_of_an_uninterrupted_campaign(campaign, root, tmp_path):
     output = tmp_path / "models"
-    command = [sys.executable, "-m", "lamost_lsf.cli", "train", "--all", str(root), "--output", str(output)]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from lamost_lsf.cli import main; sys.exit(main())",
+        "train",
+        "--all",
+        str(root),
+        "--output",
+        str(output),
+    ]
     for name, value in QUICK.items():
         command += ["--setting", f"{name}={value}"]
     command += ["--checkpoint-every", "10"]
@@ -231,7 +246,7 @@ def test_without_an_answer_or_without_dask_it_says_so(root, tmp_path, monkeypatc
 
 def test_bad_arguments_are_refused_before_anything_is_made(root, tmp_path):
     output = tmp_path / "models"
-    with pytest.raises(NotADirectoryError, match="no folder|not a folder"):
+    with pytest.raises(NotADirectoryError, match="not a folder"):
         train_all(tmp_path / "nowhere", output)
     with pytest.raises(FileNotFoundError, match="no profile store"):
         train_all(tmp_path, output)

@@ -67,8 +67,9 @@ def test_the_model_is_the_instrument(model, profiles, truth):
     between = error_of(network, truth, times[:2], 0.5 * (lines[1:] + lines[:-1]), ordinary)
     assert np.sqrt(np.mean(between**2)) < 3e-3
     # a flipped profile, or fibres counted from 0, would be off by ten times that
-    flipped = truth.evaluate(-truth.offset * u.AA, time=times[0], fiber=130, wavelength=lines[2] * u.AA)
-    straight = truth.evaluate(truth.offset * u.AA, time=times[0], fiber=130, wavelength=lines[2] * u.AA)
+    labels = {"time": times[0], "fiber": ordinary, "wavelength": lines[0] * u.AA}
+    flipped = truth.evaluate(-truth.offset * u.AA, **labels)
+    straight = truth.evaluate(truth.offset * u.AA, **labels)
     assert np.sqrt(np.mean((flipped - straight) ** 2)) / straight.max() > 0.01
     table = history.to_table()
     assert set(table["phase"]) == {"network", "refine-1"}

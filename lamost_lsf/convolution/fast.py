@@ -9,10 +9,13 @@ import numpy as np
 
 from lamost_lsf.convolution.axes import check_sampling
 from lamost_lsf.convolution.edges import add_tapers, jump_error, make_tapers
-from lamost_lsf.convolution.loggrid import LogGrid, choose_refinement, kernel_table, read_out, spread_template
+from lamost_lsf.convolution.kernels import choose_refinement, kernel_table
+from lamost_lsf.convolution.loggrid import LogGrid
 from lamost_lsf.convolution.matrix import ResolutionMatrix, build_matrix, needed_range
 from lamost_lsf.convolution.nodes import tabulate
 from lamost_lsf.convolution.response import constant_response, segment_pixels
+from lamost_lsf.convolution.scatter import read_out
+from lamost_lsf.convolution.spreading import spread_template
 from lamost_lsf.lsf import LSF
 
 __all__ = ["convolve_flux"]

@@ -174,46 +174,80 @@ def _whole(table: LSFTable, output: np.ndarray) -> np.ndarray:
 
 @njit(cache=True, error_model="numpy")
 def _response(output, offset, quadrature, profiles, zero, s0, inverse_ds, low, high):
-    n_nodes = profiles.shape[0]
+    """Sum over offsets x of quadrature x h(x; w') |dw'/dx|, with w' the true wavelength that is seen at offset x."""
+    n_nodes, n = profiles.shape
     shifts = np.any(zero != 0.0)
     out = np.empty(output.size)
+    place, weight = np.empty(n), quadrature.copy()
     for j in range(output.size):
-        total = 0.0
-        z = 0.0
-        log_output, inverse = np.log(output[j]), 1.0 / output[j]
-        for k in range(offset.size):
-            slope = 0.0
-            wavelength = min(max(output[j] - offset[k] + z, low), high)
-            d = wavelength * inverse - 1.0
-            if abs(d) < 5e-3:
-                # ln(1 + d), exact to 1e-17; the logarithm itself would be most of the work
-                s = log_output + d * (1.0 + d * (-0.5 + d * (1.0 / 3.0 + d * (-0.25 + d * (0.2 - d / 6.0)))))
-            else:
-                s = np.log(wavelength)
-            i, t = node_position(s, s0, inverse_ds, n_nodes)
-            if shifts:
-                # w' = w - x + z(w'): z changes by some 1e-4 of w', so few steps converge, from the z of the last offset
-                for _ in range(4):
-                    a, b, c, d = lagrange4(t)
-                    z = a * zero[i] + b * zero[i + 1] + c * zero[i + 2] + d * zero[i + 3]
-                    free = output[j] - offset[k] + z
-                    wavelength = min(max(free, low), high)
-                    i, t = node_position(np.log(wavelength), s0, inverse_ds, n_nodes)
-                if wavelength == free:
-                    a, b, c, d = lagrange4_derivative(t)
-                    slope = a * zero[i] + b * zero[i + 1] + c * zero[i + 2] + d * zero[i + 3]
-                    slope *= inverse_ds / wavelength
-            a, b, c, d = lagrange4(t)
-            # differences from one of the nodes: a profile that does not change then gives itself to the last bit
-            base = profiles[i, k]
-            value = base + (
-                b * (profiles[i + 1, k] - base) + c * (profiles[i + 2, k] - base) + d * (profiles[i + 3, k] - base)
-            )
-            if shifts:
-                value /= 1.0 - slope
-            total += quadrature[k] * value
+        if shifts:
+            _seen_through_shift(output[j], offset, zero, s0, inverse_ds, low, high, place, weight)
+            for k in range(n):
+                weight[k] *= quadrature[k]
+        else:
+            _seen(output[j], offset, s0, inverse_ds, low, high, place)
+        total, k = 0.0, 0
+        while k < n:
+            # offsets between the same table nodes; true wavelengths fall as offsets grow
+            i = max(0, min(int(np.floor(place[k])) - 1, n_nodes - 4))
+            stop = k + 1
+            while stop < n and (place[stop] >= i + 1 or i == 0) and (place[stop] < i + 2 or i == n_nodes - 4):
+                stop += 1
+            total += _cubic_sum(
+                place[k:stop], i, weight[k:stop], profiles[i, k:stop], profiles[i + 1, k:stop],
+                profiles[i + 2, k:stop], profiles[i + 3, k:stop],
+            )  # fmt: skip
+            k = stop
         out[j] = total
     return out
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+def _cubic_sum(place, i, weight, p0, p1, p2, p3):
+    """Sum of weight x cubic through the profiles of four nodes, the first of them node i."""
+    total = 0.0
+    for k in range(place.size):
+        _, b, c, d = lagrange4(place[k] - i)
+        # differences from one of the nodes: a profile that does not change gives itself to the last bit
+        base = p0[k]
+        total += weight[k] * (base + (b * (p1[k] - base) + c * (p2[k] - base) + d * (p3[k] - base)))
+    return total
+
+
+@njit(cache=True, error_model="numpy")
+def _seen(output, offset, s0, inverse_ds, low, high, place):
+    """Place, in table nodes, of the true wavelengths ``output - offset``, kept between low and high."""
+    start, inverse = (np.log(output) - s0) * inverse_ds, 1.0 / output
+    if max(abs(offset[0]), abs(offset[-1])) * inverse < 5e-3:
+        for k in range(offset.size):
+            # ln(1 + d), exact to 1e-17; the logarithm itself would be most of the work
+            d = min(max(output - offset[k], low), high) * inverse - 1.0
+            s = d * (1.0 + d * (-0.5 + d * (1.0 / 3.0 + d * (-0.25 + d * (0.2 - d / 6.0)))))
+            place[k] = start + s * inverse_ds
+    else:
+        for k in range(offset.size):
+            place[k] = (np.log(min(max(output - offset[k], low), high)) - s0) * inverse_ds
+
+
+@njit(cache=True, error_model="numpy")
+def _seen_through_shift(output, offset, zero, s0, inverse_ds, low, high, place, stretch):
+    """The same where the centres z(w') of the profiles are at lag 0, and |dw'/dx|."""
+    z = 0.0
+    for k in range(offset.size):
+        free = wavelength = output
+        # w' = w - x + z(w'): z changes by some 1e-4 of w', so few steps converge, from the z of the last offset
+        for _ in range(4):
+            free = output - offset[k] + z
+            wavelength = min(max(free, low), high)
+            i, t = node_position(np.log(wavelength), s0, inverse_ds, zero.size)
+            a, b, c, d = lagrange4(t)
+            z = a * zero[i] + b * zero[i + 1] + c * zero[i + 2] + d * zero[i + 3]
+        place[k] = i + t
+        stretch[k] = 1.0
+        if wavelength == free:
+            a, b, c, d = lagrange4_derivative(t)
+            slope = a * zero[i] + b * zero[i + 1] + c * zero[i + 2] + d * zero[i + 3]
+            stretch[k] = 1.0 / (1.0 - slope * inverse_ds / wavelength)
 
 
 @njit(cache=True, error_model="numpy")

@@ -443,7 +443,7 @@ def _on_cluster(
             client = stack.enter_context(distributed.Client(scheduler, set_as_default=False))
         # not pure: a set that failed before is to be tried again, not answered from the scheduler's memory
         futures = {client.submit(_attempt, *job, **arguments, pure=False): job for job in jobs}
-        for future in distributed.as_completed(futures):
+        for future in distributed.as_completed(futures, loop=client.loop):
             store, model = futures[future]
             if future.status == "finished":
                 done(store.stem, future.result())
