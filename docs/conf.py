@@ -2,19 +2,20 @@
 
 import inspect
 import os
-import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
-from sphinx.ext.autodoc.mock import MockFinder
+from sphinx.ext.autodoc.mock import mock
 from sphinx.util import logging
 
-if find_spec("torch") is None:
-    # the pages about training need its names, not its gigabytes
-    sys.meta_path.insert(0, MockFinder(["torch", "safetensors.torch"]))
-
 import lamost_lsf
+
+if find_spec("torch") is None:
+    # The pages about training need its names, not its gigabytes. For this import only: scipy and others ask whether
+    # torch was imported, and would take the stand-in for it.
+    with mock(["torch", "safetensors.torch"]):
+        import lamost_lsf.training
 
 HERE = Path(__file__).resolve().parent
 

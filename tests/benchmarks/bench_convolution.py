@@ -83,7 +83,7 @@ def numpy_loop(flux: np.ndarray, lsf: ll.LSF) -> np.ndarray:
     return out
 
 
-def run(repeat: int = 7) -> list[tuple[str, float, float, float]]:
+def run(repeat: int = 15) -> list[tuple[str, float, float, float]]:
     """Print the table; return rows of (method, milliseconds, error, peak MB)."""
     forest, lsf = LineForest(3700, 9000), SkewLSF()
     flux = forest(FINE)
@@ -133,7 +133,7 @@ def run(repeat: int = 7) -> list[tuple[str, float, float, float]]:
     add("  ... with the coefficients of a new LSF", lambda: padded(bound.apply(basis.coefficients(lsf))))
     add("TemplateBasis build", lambda: (ll.TemplateBasis(template, basis), None)[1])
     add("specutils convolution_smooth per 20 A", lambda: by_segments(template, lsf, 20.0), 1)
-    add("specutils convolution_smooth per 100 A", lambda: by_segments(template, lsf, 100.0), 2)
+    add("specutils convolution_smooth per 100 A", lambda: by_segments(template, lsf, 100.0), 3)
     try:
         from ppxf.ppxf_util import varsmooth
     except ImportError:
