@@ -278,7 +278,8 @@ class InstrumentalProfile:
         mask : array_like of bool, optional
             True where a sample is bad; broadcast to ``flux``.
         weighted : bool
-            Let ``error`` weight the fits. Not by default: the centre of an asymmetric line depends on the weights, and a
+            Let ``error`` weight the fits. Not by default: the centre of an asymmetric line depends on the weights,
+            and a
             kernel must be centred as the arc's lines were, whatever is known of either's errors.
 
         Returns

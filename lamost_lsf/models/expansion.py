@@ -33,7 +33,9 @@ _N_SURFACE = (SURFACE_DEGREES[0] + 1) * (SURFACE_DEGREES[1] + 1)
 
 
 def surface_functions(x: np.ndarray) -> np.ndarray:
-    """Functions (n, 24) of scaled labels that the surface term is made of: Legendre in fibre times Legendre in wavelength."""
+    """Functions (n, 24) of scaled labels that the surface term is made of: Legendre in fibre times Legendre in
+    wavelength.
+    """
     f, w = (legvander(2.0 * x[:, i], d) for i, d in zip((1, 2), SURFACE_DEGREES, strict=True))
     return (f[:, :, None] * w[:, None, :]).reshape(x.shape[0], -1)
 
@@ -56,7 +58,8 @@ class Expansion:
     night : ndarray (n_night,)
         Numbers (`night_number`) of the nights that had arcs.
     night_values : ndarray (n_night, 6, K)
-        Kriging weights: the term of night m is the sum over nights n of ``exp(-|m - n| / night_scale)`` times these, which
+        Kriging weights: the term of night m is the sum over nights n of ``exp(-|m - n| / night_scale)`` times
+        these, which
         equals a night's own term where it has one and dies out between nights that tell nothing about one another.
     night_scale : ndarray ()
         Correlation time in days.
@@ -81,7 +84,8 @@ class Expansion:
         k, n = self.components.shape
         f, m = self.fiber_number.size, self.night.size
         shapes = {
-            "mean": (n,), "surface_values": (_N_SURFACE, k), "fiber_values": (f, 3, k), "night_values": (m, 6, k), "covariance": (k, k), "fiber_scale": (f,),
+            "mean": (n,), "surface_values": (_N_SURFACE, k), "fiber_values": (f, 3, k),
+            "night_values": (m, 6, k), "covariance": (k, k), "fiber_scale": (f,),
         }  # fmt: skip
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:

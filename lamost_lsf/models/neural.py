@@ -84,7 +84,8 @@ class NeuralIP(IPModel):
     activation : {"leaky_relu", "silu"}
         Between the layers. The published networks have LeakyReLU; SiLU is smooth, and so is the LSF then.
     expansion : Expansion, optional
-        What turns the outputs into a profile, where they are the coefficients of a basis and not its samples; with terms of
+        What turns the outputs into a profile, where they are the coefficients of a basis and not its samples; with
+        terms of
         single fibres and nights, and the profile's uncertainty. The models that `lamost_lsf.train` makes have one.
     meta : dict, optional
         Provenance: spectrograph, arm, season, instrument, ... Values must be what JSON holds.

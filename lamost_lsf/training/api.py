@@ -81,7 +81,8 @@ def train(
         CPU threads of torch; None leaves them alone. Small batches gain nothing from a second thread, and lose much
         where another process wants it.
     work : path, optional
-        Folder for checkpoints. Training that was killed is taken up from there, and ends with the same weights (on CPU).
+        Folder for checkpoints. Training that was killed is taken up from there, and ends with the same weights (on
+        CPU).
     checkpoint_every : int
         Steps between checkpoints.
     progress : callable, optional
@@ -90,7 +91,8 @@ def train(
     Returns
     -------
     model : NeuralIP
-        ``model.meta["metrics"]`` has the reduced chi-square of the validation set, of the model and of the linear baseline.
+        ``model.meta["metrics"]`` has the reduced chi-square of the validation set, of the model and of the linear
+        baseline.
     history : History
         Losses; ``history.to_table()``, ``history.write(path)``.
 
@@ -131,12 +133,14 @@ def train(
     identity = json.dumps([source.id, recipe, asdict(settings), fraction, leave_out_line, leave_out_night, seed])
     history = History()
     common = {
-        "label_min": label_min, "label_max": label_max, "label_medium": medium, "fiber_origin": 1, "offset": source.offset,
+        "label_min": label_min, "label_max": label_max, "label_medium": medium, "fiber_origin": 1,
+        "offset": source.offset,
     }  # fmt: skip
     meta = _provenance(source, recipe, settings, train_index, validation)
     if recipe == "payne":
         weights, biases = train_payne(
-            scaled, lambda i: source.load(i, "profile")[0], train_index, validation, source.offset.size, settings, where,
+            scaled, lambda i: source.load(i, "profile")[0], train_index, validation, source.offset.size, settings,
+            where,
             history, checkpoint=None if work is None else work / "payne.checkpoint.safetensors",
             checkpoint_every=checkpoint_every, identity=identity, progress=progress,
         )  # fmt: skip

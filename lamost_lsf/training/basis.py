@@ -1,13 +1,18 @@
-"""A basis for profiles, learned from native pixels: splines fitted to groups of similar lines, then their principal components.
+"""A basis for profiles, learned from native pixels: splines fitted to groups of similar lines, then their
+principal components.
 
-Splining a sparsely sampled line, joining two noisy minima for its background and dividing by its noisy peak (the paper's
-section 2) leave errors of 1-3e-3 of the peak that are the same for every exposure. Here many lines of neighbouring fibres,
-each with its own sub-pixel phase, constrain one spline, with amplitude and linear background of each line solved for; what
+Splining a sparsely sampled line, joining two noisy minima for its background and dividing by its noisy peak (the
+paper's
+section 2) leave errors of 1-3e-3 of the peak that are the same for every exposure. Here many lines of neighbouring
+fibres,
+each with its own sub-pixel phase, constrain one spline, with amplitude and linear background of each line solved
+for; what
 is left is below 1e-4.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +23,8 @@ from lamost_lsf.training.statistics import line_statistics
 
 __all__ = ["ProfileBasis", "fit_group", "learn_basis", "spline_functions"]
 
-#: Distance of the spline's knots in native pixels. Lines of many sub-pixel phases could constrain finer ones, but phases
+#: Distance of the spline's knots in native pixels. Lines of many sub-pixel phases could constrain finer ones, but
+#: phases
 #: are never quite even, and what is constrained badly comes out as ripples with the period of a pixel.
 KNOTS_PER_PIXEL = 0.73
 
@@ -55,7 +61,8 @@ class ProfileBasis:
 
 
 def spline_functions(offset: np.ndarray, knot_step: float = 0.4) -> np.ndarray:
-    """Cubic B-splines on uniform offsets that vanish, with their first derivative, at both ends: (n_function, n_sample).
+    """Cubic B-splines on uniform offsets that vanish, with their first derivative, at both ends: (n_function,
+    n_sample).
 
     A profile that could be constant or linear at the ends of its window would be degenerate with the background.
     """
@@ -181,7 +188,7 @@ def _group_profiles(functions, penalty, offset, native_offset, native_flux, nati
     order = np.argsort(code, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(code[order]) != 0, True])
     profiles, noise = [], []
-    for a, b in zip(starts[:-1], starts[1:], strict=True):
+    for a, b in itertools.pairwise(starts):
         if b - a < _LEAST_LINES:
             continue
         members = order[a:b]

@@ -23,8 +23,10 @@ class Evaluation:
     Attributes
     ----------
     table : `~astropy.table.Table`
-        One row a profile: lmjm, fiber, line, wavelength, exposure; ``mean`` and ``dispersion`` (n - 1) of the residuals in units
-        of the line's peak (Eqs. 4 and 5); ``noise``, the rms of the pixels' own errors in the same unit; ``chi2`` and ``dof``;
+        One row a profile: lmjm, fiber, line, wavelength, exposure; ``mean`` and ``dispersion`` (n - 1) of the
+        residuals in units
+        of the line's peak (Eqs. 4 and 5); ``noise``, the rms of the pixels' own errors in the same unit; ``chi2``
+        and ``dof``;
         ``covered``, the share of pixels within 1 predicted sigma (noise and the model's own error).
     kind : {"native", "resampled"}
         What was compared: native pixels with amplitude and background refitted, or the peak-normalised samples.
@@ -36,7 +38,9 @@ class Evaluation:
     model: str
 
     def summary(self) -> Table:
-        """One row: number of profiles, medians of ``|mean|``, dispersion, dispersion / noise, chi2 / dof, and the coverage."""
+        """One row: number of profiles, medians of ``|mean|``, dispersion, dispersion / noise, chi2 / dof, and the
+        coverage.
+        """
         return Table([_statistics(self.table)])
 
     def by(self, *columns: str) -> Table:
@@ -94,7 +98,8 @@ def evaluate(
     data : ProfileStore or ProfileSet
     kind : {"native", "resampled"}
         "native": the pixels themselves, amplitude and linear background refitted for each line, which is what a user's
-        spectrum holds. "resampled": the 600 peak-normalised samples, as in the paper; splining and normalising a noisy line
+        spectrum holds. "resampled": the 600 peak-normalised samples, as in the paper; splining and normalising a
+        noisy line
         leave errors of their own in them.
     index : ndarray of int, optional
         Numbers of the profiles to be used, e.g. the validation half of `split_by_exposure`; all by default.

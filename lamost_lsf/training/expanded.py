@@ -2,7 +2,8 @@
 
 1. A basis is learned from the pixels (`lamost_lsf.training.basis`) and every line is reduced to its likelihood in it.
 2. A network (time, fibre, wavelength -> coefficients) is trained on that likelihood.
-3. Surface, fibre and night terms are solved in closed form on what the network leaves, and the network is trained on what they
+3. Surface, fibre and night terms are solved in closed form on what the network leaves, and the network is trained
+on what they
    leave; a few rounds.
 4. The covariance of the coefficients' errors is learned from the exposures that were held out.
 """
@@ -141,7 +142,9 @@ class ExpandedTrainer:
         identity: str = "",
         progress: Callable[[str, int, int, float], None] | None = None,
     ) -> Expansion:
-        """Train; returns what belongs beside the network. ``work`` is a folder for checkpoints, taken up if it has any."""
+        """Train; returns what belongs beside the network. ``work`` is a folder for checkpoints, taken up if it has
+        any.
+        """
         options = {"work": work, "checkpoint_every": checkpoint_every, "identity": identity, "progress": progress}
         self._phase("network", self.settings.epochs, self.settings.learning_rate, history, **options)
         for number in range(self.settings.rounds):
@@ -194,7 +197,9 @@ class ExpandedTrainer:
             checkpoint.unlink(missing_ok=True)
 
     def _validation_sample(self, most: int = 20_000) -> np.ndarray:
-        """Lines that are validated on, thinned where there are very many; the training set's where none are held out."""
+        """Lines that are validated on, thinned where there are very many; the training set's where none are held
+        out.
+        """
         pool = self.validation if self.validation.size else self.train
         return pool[:: max(1, pool.size // most)]
 

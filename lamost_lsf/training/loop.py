@@ -1,6 +1,7 @@
 """The training loop: seeded, stopped early, checkpointed, and taken up again exactly where it was.
 
-Nothing but torch's deterministic CPU arithmetic and a few integers makes up its state: the order of the data follows from
+Nothing but torch's deterministic CPU arithmetic and a few integers makes up its state: the order of the data
+follows from
 seed and epoch, so a run that was killed ends with the same weights as one that was not.
 """
 

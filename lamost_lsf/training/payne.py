@@ -1,7 +1,8 @@
 """The paper's own recipe (Liu et al. 2026, sections 2.4, 3.1, 3.2): a network from labels to 600 samples.
 
 Three layers with LeakyReLU, labels scaled to [-0.5, 0.5], peak-normalised profiles with negatives set to 0 as targets,
-residuals divided by the flux, RAdam. The text leaves open, and is chosen here: the loss is the mean absolute relative residual
+residuals divided by the flux, RAdam. The text leaves open, and is chosen here: the loss is the mean absolute
+relative residual
 (as The Payne's), the flux that residuals are divided by is at least ``FLUX_FLOOR`` of the peak, batches are of 512.
 """
 
@@ -18,7 +19,8 @@ from lamost_lsf.training.loop import History, Schedule, train_network
 
 __all__ = ["FLUX_FLOOR", "PayneSettings", "train_payne"]
 
-#: Residuals are divided by the flux or by this share of the peak, whichever is larger: where the profile is 0 they would
+#: Residuals are divided by the flux or by this share of the peak, whichever is larger: where the profile is 0 they
+#: would
 #: otherwise count without bound.
 FLUX_FLOOR = 0.05
 

@@ -1,12 +1,15 @@
 """Pixel likelihood of a line, reduced to a small matrix: amplitude and background are solved, not fitted.
 
-A line seen in pixels at offsets x_j is ``d_j = A h(x_j) + b0 + b1 x_j + noise`` with ``h = mu + sum_k c_k B_k`` (an effective LSF:
-the pixel's response is part of h; Anderson & King 2000). The chi-square is quadratic in (A, A c, b0, b1); with the background
+A line seen in pixels at offsets x_j is ``d_j = A h(x_j) + b0 + b1 x_j + noise`` with ``h = mu + sum_k c_k B_k``
+(an effective LSF:
+the pixel's response is part of h; Anderson & King 2000). The chi-square is quadratic in (A, A c, b0, b1); with the
+background
 eliminated (Schur complement) and ``a = (1, c)``
 
     chi2(A, c) = s - 2 A v.a + A^2 a.M.a,      min over A:  s - (v.a)^2 / (a.M.a),
 
-with a matrix M of (K + 1) x (K + 1) and a vector v that are computed once for a profile. This is exact: whatever predicts c
+with a matrix M of (K + 1) x (K + 1) and a vector v that are computed once for a profile. This is exact: whatever
+predicts c
 can be trained on it without touching the pixels again.
 """
 

@@ -1,12 +1,14 @@
 """Terms that a smooth network cannot know: what is particular to a fibre, and to a night.
 
-Coefficients are ``network + sum_r psi_r(wavelength) F_fr + sum_r phi_r(fiber, wavelength) N_nr``. F and N have Gaussian priors
+Coefficients are ``network + sum_r psi_r(wavelength) F_fr + sum_r phi_r(fiber, wavelength) N_nr``. F and N have
+Gaussian priors
 whose variances are learned from the data (empirical Bayes), a fibre's with a scale of its own: ordinary fibres are then
 drawn to the smooth surface as far as noise demands, and a defective one is left free.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +53,8 @@ class GroupTerm:
 def newton_system(stats: LineStatistics, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Gradient (n, K) and Hessian (n, K, K) of -chi2 / 2 about coefficients, the amplitude eliminated.
 
-    Holding the amplitude fixed instead would converge slowly where a coefficient changes the width, and would understate
+    Holding the amplitude fixed instead would converge slowly where a coefficient changes the width, and would
+    understate
     the errors.
     """
     a = np.concatenate([np.ones((len(stats), 1)), coefficients], axis=1)
@@ -133,7 +136,7 @@ def _accumulate(
     r, k = functions.shape[1], gradient.shape[1]
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0, True])
-    for a, b in zip(starts[:-1], starts[1:], strict=True):
+    for a, b in itertools.pairwise(starts):
         m = order[a:b]
         f, g = functions[m], group[m[0]]
         outer = (f[:, :, None] * f[:, None, :]).reshape(m.size, r * r)
