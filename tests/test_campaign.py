@@ -231,7 +231,6 @@ def test_a_cluster_of_processes_gives_the_same_models(campaign, root, tmp_path):
     assert sorted(row["set"] for row in reported) == [*SETS, "01_b_2019"]
     for name in SETS:
         assert same_weights(tmp_path / "models" / f"{name}.safetensors", campaign[0] / f"{name}.safetensors")
-    # the client that is given stays the caller's; finished sets are finished there too
 
 
 def test_without_an_answer_or_without_dask_it_says_so(root, tmp_path, monkeypatch):

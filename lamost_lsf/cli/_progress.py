@@ -86,8 +86,8 @@ class Training:
         if new:
             self.close()
             self._bar = self._tqdm(total=steps, desc=label, unit=" steps", file=sys.stderr, leave=False)
-        self._bar.set_postfix_str(f"validation loss {loss:.5g}", refresh=False)
         self._bar.update(step - self._bar.n)
+        self._bar.set_postfix_str(f"validation loss {loss:.5g}")  # shown at once: validations are rare
 
     def named(self, name: str, phase: str, step: int, steps: int, loss: float) -> None:
         """The same, of one set among many."""

@@ -274,8 +274,9 @@ def train_all(
     -------
     `~astropy.table.Table`
         One row a set: set, spectrograph, arm, season, status (see `STATUSES`), reason, n_profiles, n_train,
-        n_validation, validation_loss, validation_chi2 and validation_chi2_baseline (reduced, of the held-out exposures,
-        by the model and by the linear baseline; NaN for "payne"), seconds, training_set, model.
+        n_validation, validation_loss (lowest of the network's last phase, as in the history), validation_chi2 and
+        validation_chi2_baseline (reduced, of the held-out exposures, by the whole model and by the linear baseline; NaN
+        for "payne"), seconds, training_set, model.
 
     Raises
     ------
