@@ -983,7 +983,7 @@ def test_id_changes_with_any_value(tmp_path, name):
         array = getattr(profiles, name)
         assert profiles.line[8] < 3
         if k:
-            array[8] = np.nextafter(array[8], np.inf) if array.dtype.kind == "f" else array[8] + 1
+            array[8] = np.nextafter(array[8], array.dtype.type(np.inf)) if array.dtype.kind == "f" else array[8] + 1
             if name == "line":
                 profiles.wavelength[8] = LINES[array[8]]
         store = ProfileStore(tmp_path / str(k))
