@@ -10,12 +10,14 @@ on what they
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lamost_lsf.files import atomic_path
@@ -165,6 +167,8 @@ class ExpandedTrainer:
         finished = None if work is None else work / f"{name}.done.safetensors"
         if finished is not None and finished.exists():
             self.network.load_state_dict(load_file(finished))
+            with safe_open(finished, framework="pt") as file:
+                history.rows.extend(json.loads(file.metadata()["history"]))
             return
         s = self.settings
         batch = min(s.batch_size, self.train.size)
@@ -193,7 +197,9 @@ class ExpandedTrainer:
         )  # fmt: skip
         if finished is not None:
             with atomic_path(finished, overwrite=True) as temporary:
-                save_file({k: v.cpu().contiguous() for k, v in self.network.state_dict().items()}, temporary)
+                weights = {k: v.cpu().contiguous() for k, v in self.network.state_dict().items()}
+                rows = [row for row in history.rows if row["phase"] == name]
+                save_file(weights, temporary, metadata={"history": json.dumps(rows)})
             checkpoint.unlink(missing_ok=True)
 
     def _validation_sample(self, most: int = 20_000) -> np.ndarray:
