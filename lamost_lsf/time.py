@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from astropy.time import Time
 
-__all__ = ["lmjm_to_time", "parse_lmjm_list", "season", "season_range", "time_to_lmjm"]
+__all__ = ["lmjm_to_time", "night_number", "parse_lmjm_list", "season", "season_range", "time_to_lmjm"]
 
 _MINUTES_PER_DAY = 1440.0
 #: Beijing time is UTC + 8 h.
@@ -224,3 +224,28 @@ def season_range(season: int) -> tuple[Time, Time]:
     return Time(f"{season - 1}-08-31T16:00:00", scale="utc", format="isot"), Time(
         f"{season}-08-31T16:00:00", scale="utc", format="isot"
     )
+
+
+def night_number(lmjm: np.ndarray, utc_offset: float = 8.0) -> np.ndarray:
+    """Number of the night: the modified Julian day of its evening, from local noon to local noon.
+
+    Parameters
+    ----------
+    lmjm : ndarray
+        Local modified Julian minutes (Beijing time).
+    utc_offset : float
+        Hours that the observatory's clock is ahead of UTC: 8 for LAMOST.
+
+    Returns
+    -------
+    ndarray of int
+
+    Examples
+    --------
+    >>> evening, morning = 58000 * 1440 + 22 * 60, 58001 * 1440 + 5 * 60
+    >>> night_number(np.array([evening, morning])).tolist()
+    [58000, 58000]
+    """
+    if not -14 <= utc_offset <= 14:
+        raise ValueError(f"utc_offset must be -14 to 14 hours, got {utc_offset}")
+    return np.floor((np.asarray(lmjm) + (utc_offset - 8.0) * 60.0) / 1440.0 - 0.5).astype(np.int64)

@@ -25,7 +25,7 @@ h5py = pytest.importorskip("h5py")
 
 from lamost_lsf.store import DuplicateExposureError, MixedStoreError, ProfileStore  # noqa: E402
 from lamost_lsf.store.locking import folder_lock  # noqa: E402
-from lamost_lsf.store.splits import night_number  # noqa: E402
+from lamost_lsf.time import night_number  # noqa: E402
 
 WRITER = Path(__file__).with_name("store_writer.py")
 ROWS = (

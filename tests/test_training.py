@@ -16,9 +16,8 @@ torch = pytest.importorskip("torch", reason="lamost_lsf.training needs torch")
 import lamost_lsf as ll  # noqa: E402
 from lamost_lsf.arcs import ArcExposure, ProfileSet, extract_profiles  # noqa: E402
 from lamost_lsf.errors import FormatError, OutOfRangeError  # noqa: E402
-from lamost_lsf.models.expansion import night_number  # noqa: E402
 from lamost_lsf.simulation import SimulatedIP, simulate_season  # noqa: E402
-from lamost_lsf.time import lmjm_to_time  # noqa: E402
+from lamost_lsf.time import lmjm_to_time, night_number  # noqa: E402
 from lamost_lsf.training import TrainingDivergedError, split_by_exposure  # noqa: E402
 from lamost_lsf.training.loop import History, Schedule, train_network  # noqa: E402
 from lamost_lsf.training.source import open_source  # noqa: E402

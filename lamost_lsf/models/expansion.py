@@ -7,12 +7,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.polynomial.legendre import legvander
 
-__all__ = ["Expansion", "fiber_functions", "night_functions", "night_number", "surface_functions"]
+from lamost_lsf.time import night_number
 
-
-def night_number(lmjm: np.ndarray) -> np.ndarray:
-    """Number of the local night of times (LMJM): noon to noon, so that one night is one number."""
-    return np.floor((np.asarray(lmjm, dtype=np.float64) - 720.0) / 1440.0).astype(np.int64)
+__all__ = ["Expansion", "fiber_functions", "night_functions", "surface_functions"]
 
 
 def fiber_functions(x: np.ndarray) -> np.ndarray:

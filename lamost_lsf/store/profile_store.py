@@ -21,6 +21,7 @@ from lamost_lsf.store.batch_file import LABELS, NATIVE, REJECTED_COLUMNS, ROW_CO
 from lamost_lsf.store.catalogue import LOCK, TEMPORARIES, Batch, list_batches, read_header, sha256, write_header
 from lamost_lsf.store.locking import folder_lock
 from lamost_lsf.store.tables import concatenate_tables, decode_table
+from lamost_lsf.time import night_number
 
 if TYPE_CHECKING:
     from lamost_lsf.arcs import ProfileSet
@@ -251,7 +252,7 @@ class ProfileStore:
         table = decode_table(concatenate_tables([batch.manifest["exposures"] for batch in self._batches]))
         for name in ("n_profiles", "n_rejected"):
             table[name] = np.array([n for b in self._batches for n in b.manifest[name]], dtype=np.int64)
-        table["night"] = splits.night_number(self._exposure_minutes())
+        table["night"] = night_number(self._exposure_minutes())
         table["batch"] = np.array([b.id for b in self._batches for _ in b.keys], dtype=np.str_)
         return table
 
@@ -307,7 +308,7 @@ class ProfileStore:
             "n_profiles": len(self),
             "n_rejected": int(sum(sum(b.manifest["n_rejected"]) for b in self._batches)),
             "n_exposures": self.n_exposures,
-            "n_nights": int(np.unique(splits.night_number(minutes)).size),
+            "n_nights": int(np.unique(night_number(minutes)).size),
             "n_batches": len(self._batches),
             "lines": self.lines.vacuum.tolist(),
             "lmjm_range": [float(minutes.min()), float(minutes.max())] if minutes.size else None,
@@ -637,7 +638,7 @@ class ProfileStore:
         exposure = self.labels["exposure"][rows]
         if by == "exposure":
             return splits.hold_out_fraction(exposure, self._keys(), rows, fraction, seed, by)
-        nights, night = np.unique(splits.night_number(self._exposure_minutes(), utc_offset), return_inverse=True)
+        nights, night = np.unique(night_number(self._exposure_minutes(), utc_offset), return_inverse=True)
         return splits.hold_out_fraction(night[exposure], nights.tolist(), rows, fraction, seed, by)
 
     def leave_one_line_out(self, *, include_flagged: bool = False) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -662,7 +663,7 @@ class ProfileStore:
             Profiles of fewer than two nights.
         """
         rows = self._good_rows(include_flagged)
-        night = splits.night_number(self._exposure_minutes(), utc_offset)[self.labels["exposure"][rows]]
+        night = night_number(self._exposure_minutes(), utc_offset)[self.labels["exposure"][rows]]
         return splits.leave_one_out(night, rows, "night")
 
 

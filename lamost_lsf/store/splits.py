@@ -10,32 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-__all__ = ["hold_out_fraction", "leave_one_out", "night_number"]
-
-
-def night_number(lmjm: np.ndarray, utc_offset: float = 8.0) -> np.ndarray:
-    """Number of the night: the modified Julian day of its evening, from local noon to local noon.
-
-    Parameters
-    ----------
-    lmjm : ndarray
-        Local modified Julian minutes (Beijing time, see `lamost_lsf.time`).
-    utc_offset : float
-        Hours that the observatory's clock is ahead of UTC: 8 for LAMOST.
-
-    Returns
-    -------
-    ndarray of int
-
-    Examples
-    --------
-    >>> evening, morning = 58000 * 1440 + 22 * 60, 58001 * 1440 + 5 * 60
-    >>> night_number(np.array([evening, morning])).tolist()
-    [58000, 58000]
-    """
-    if not -14 <= utc_offset <= 14:
-        raise ValueError(f"utc_offset must be -14 to 14 hours, got {utc_offset}")
-    return np.floor((np.asarray(lmjm) + (utc_offset - 8.0) * 60.0) / 1440.0 - 0.5).astype(np.int64)
+__all__ = ["hold_out_fraction", "leave_one_out"]
 
 
 def hold_out_fraction(

@@ -73,7 +73,7 @@ def train(
     leave_out_line : int, optional
         Number of a line that is left out of training and validation, to be evaluated on.
     leave_out_night : int, optional
-        Number of a night (`lamost_lsf.models.expansion.night_number`) that is left out, likewise.
+        Number of a night (`lamost_lsf.time.night_number`) that is left out, likewise.
     seed : int
     device : str
         "auto" takes a GPU where there is one.

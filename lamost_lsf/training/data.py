@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lamost_lsf.models.expansion import night_number
+from lamost_lsf.time import night_number
 from lamost_lsf.training.basis import ProfileBasis
 from lamost_lsf.training.statistics import LineStatistics, line_statistics
 

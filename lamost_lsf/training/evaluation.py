@@ -9,6 +9,7 @@ import astropy.units as u
 import numpy as np
 from astropy.table import Table
 
+from lamost_lsf.convolution.nodes import lagrange4
 from lamost_lsf.models.base import IPModel
 from lamost_lsf.time import lmjm_to_time
 from lamost_lsf.training.source import TrainingSource, open_source
@@ -151,9 +152,7 @@ def _sampled(x: np.ndarray, offset: np.ndarray, flux: np.ndarray) -> np.ndarray:
     p = (x - offset[0]) / step
     inside = (p >= 0) & (p <= offset.size - 1)
     i = np.clip(p.astype(np.int64) - 1, 0, offset.size - 4)
-    t = p - i
-    a, b, c, d = t, t - 1.0, t - 2.0, t - 3.0
-    weights = (-b * c * d / 6.0, a * c * d / 2.0, -a * b * d / 2.0, a * b * c / 6.0)
+    weights = lagrange4.py_func(p - i)
     rows = np.arange(flux.shape[0])[:, None]
     return np.where(inside, sum(w * flux[rows, i + k] for k, w in enumerate(weights)), 0.0)
 

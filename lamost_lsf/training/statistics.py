@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from lamost_lsf.convolution.nodes import lagrange4
+
 __all__ = ["LineStatistics", "line_statistics"]
 
 
@@ -76,9 +78,7 @@ def _interpolate(basis, x0, inverse_dx, x, out):
         out[:] = 0.0
         return
     i = min(max(int(p) - 1, 0), n - 4)
-    t = p - i
-    a, b, c, d = t, t - 1.0, t - 2.0, t - 3.0
-    w0, w1, w2, w3 = -b * c * d / 6.0, a * c * d / 2.0, -a * b * d / 2.0, a * b * c / 6.0
+    w0, w1, w2, w3 = lagrange4(p - i)
     for m in range(basis.shape[0]):
         row = basis[m]
         out[m] = w0 * row[i] + w1 * row[i + 1] + w2 * row[i + 2] + w3 * row[i + 3]
