@@ -154,7 +154,7 @@ def test_terms_are_shrunk_as_noise_demands_and_an_odd_fiber_is_left_free():
     own[10] = [6.0, -4.0, 5.0]
     x, flux, ivar = pixels(rng, fiber.size, basis, own[fiber], sn=100.0)
     packed = PackedStatistics.allocate(fiber.size, 4)
-    packed.put(0, line_statistics(x, flux, ivar, GRID, basis))
+    packed.put(slice(None), line_statistics(x, flux, ivar, GRID, basis))
     zero = np.zeros((fiber.size, 3))
     term = fit_group_term(
         GroupTerm.zero(n_fiber, 1, 3),
@@ -181,7 +181,7 @@ def test_packed_statistics_keep_float32_precision(tmp_path):
     stats = line_statistics(*pixels(rng, 50, basis, rng.normal(size=(50, 3))), GRID, basis)
     for path in (None, tmp_path / "rows.npy"):
         packed = PackedStatistics.allocate(50, 4, path)
-        packed.put(0, stats)
+        packed.put(slice(None), stats)
         back = packed.get(slice(10, 20))
         np.testing.assert_allclose(back.matrix, stats.matrix[10:20], rtol=1e-6)
         np.testing.assert_allclose(back.vector, stats.vector[10:20], rtol=1e-6)
@@ -199,4 +199,30 @@ def test_the_amplitude_is_free():
 
     best = minimize_scalar(chi2)
     assert stats.chi2(a[None, 1:])[0] == pytest.approx(best.fun, rel=1e-9)
-    assert stats.best_amplitude(a[None, 1:])[0] == pytest.approx(best.x, rel=1e-6)
+
+
+def test_a_neighbours_wing_is_fitted_away():
+    # planted neighbours of 5 % at known offsets; without them the chi-square of the truth is far off
+    rng = np.random.default_rng(11)
+    basis = functions()
+    n, c = 40, np.zeros((40, 3))
+    x, flux, ivar = pixels(rng, n, basis, c)
+    near = np.full((n, 2), np.nan)
+    near[::2, 0], near[::4, 1] = -7.0, 10.5
+    for shift in near.T:
+        wing = 0.05 * np.interp(x - shift[:, None], GRID, basis[0], left=0.0, right=0.0)
+        flux = (
+            flux + np.where(np.isfinite(shift)[:, None], wing, 0.0) * (np.max(flux, axis=1) / basis[0].max())[:, None]
+        )
+    ignored = line_statistics(x, flux, ivar, GRID, basis)
+    fitted = line_statistics(x, flux, ivar, GRID, basis, neighbours=near)
+    has = np.isfinite(near[:, 0])
+    assert np.median(ignored.chi2(c)[has]) > 2.0 * 29
+    assert np.mean(fitted.chi2(c)[has]) == pytest.approx(29 - 1.5, abs=4.0)
+    np.testing.assert_allclose(fitted.chi2(c)[~has], ignored.chi2(c)[~has], rtol=1e-9)
+    # and against numpy's lstsq with all columns
+    i = 0
+    columns = [np.interp(x[i] - d, GRID, basis[0], left=0.0, right=0.0) for d in (0.0, *near[i])]
+    design = np.stack([*columns, np.ones(x.shape[1]), x[i]], axis=1) * np.sqrt(ivar[i])[:, None]
+    rest = np.linalg.lstsq(design, flux[i] * np.sqrt(ivar[i]), rcond=None)[1][0]
+    assert fitted.chi2(c)[i] == pytest.approx(rest, rel=5e-3)

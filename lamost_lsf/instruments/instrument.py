@@ -20,7 +20,7 @@ from lamost_lsf.units import air_to_vacuum, check_medium, vacuum_to_air
 __all__ = ["Instrument", "Quality"]
 
 _REQUIRED = ("name", "arm", "window", "n_samples", "label_medium", "fibers", "spectrographs", "lines")
-_OPTIONAL = ("description", "arm_range", "saturation", "quality")
+_OPTIONAL = ("description", "arm_range", "saturation", "quality", "other_lines")
 _LINE_KEYS = ("species", "air", "vacuum", "intensity", "blend")
 
 
@@ -95,6 +95,9 @@ class Instrument:
     quality : Quality
         Limits of the quality control.
     description : str
+    other_lines : LineList or None
+        Fainter lines of the lamp that no profile is measured on, but whose wings reach into the windows of those that
+        are: training fits them away.
 
     Raises
     ------
@@ -123,6 +126,7 @@ class Instrument:
     saturation: float | None = None
     quality: Quality = field(default_factory=Quality)
     description: str = ""
+    other_lines: LineList | None = None
 
     def __post_init__(self) -> None:
         for key in ("name", "arm"):
@@ -148,6 +152,8 @@ class Instrument:
             raise ValueError("lines must be a LineList with at least one line")
         if np.any(np.diff(self.lines.vacuum) <= 0):
             raise ValueError("lines must be different from one another")
+        if self.other_lines is not None and not isinstance(self.other_lines, LineList):
+            raise ValueError(f"other_lines must be a LineList, got {type(self.other_lines).__name__}")
 
     def _pair(self, key: str, kind: type) -> tuple[Any, Any]:
         value = getattr(self, key)
@@ -184,6 +190,26 @@ class Instrument:
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
+    def neighbour_offsets(self, overlap: float = 2.0) -> np.ndarray:
+        """Offsets (n_lines, Q), Angstrom, of the lamp's lines whose profiles reach into each line's window; NaN-padded.
+
+        Parameters
+        ----------
+        overlap : float
+            Angstrom by which a neighbour's window must overlap the line's.
+        """
+        reach = self.window[1] - self.window[0] - overlap
+        lamps = [None] if self.other_lines is None else [None, self.other_lines]
+        tables = [self.lines.neighbours((-reach, reach), lamp) for lamp in lamps]
+        rows: list[list[float]] = [[] for _ in range(len(self.lines))]
+        for table in tables:
+            for line, offset in zip(table["line"], table["offset"], strict=True):
+                rows[line].append(float(offset))
+        out = np.full((len(rows), max(map(len, rows))), np.nan)
+        for line, offsets in enumerate(rows):
+            out[line, : len(offsets)] = sorted(offsets, key=abs)
+        return out
+
     def arm_limits(self, medium: str = "vacuum") -> u.Quantity | None:
         """`arm_range` in a medium; None where the instrument has none."""
         if self.arm_range is None:
@@ -216,21 +242,14 @@ class Instrument:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a file holds them."""
-        lines = [
-            {
-                "species": str(self.lines.species[i]),
-                "air": float(self.lines.air[i]),
-                "vacuum": float(self.lines.vacuum[i]),
-                **({"intensity": float(self.lines.intensity[i])} if np.isfinite(self.lines.intensity[i]) else {}),
-                "blend": bool(self.lines.blend[i]),
-            }
-            for i in range(len(self.lines))
-        ]
         plain = {
             key: list(value) if isinstance(value := getattr(self, key), tuple) else value
             for key in (*_REQUIRED[:-1], "description", "arm_range", "saturation")
         }
-        return {**{k: v for k, v in plain.items() if v is not None}, "quality": asdict(self.quality), "lines": lines}
+        out = {**{k: v for k, v in plain.items() if v is not None}, "quality": asdict(self.quality)}
+        if self.other_lines is not None:
+            out["other_lines"] = _plain_lines(self.other_lines)
+        return {**out, "lines": _plain_lines(self.lines)}
 
     def __repr__(self) -> str:
         return (
@@ -264,6 +283,8 @@ class Instrument:
             raise FormatError(f"{source}: unknown key {', '.join(unknown)}; known are {allowed}")
         try:
             content["lines"] = _parse_lines(content["lines"], content["name"])
+            if "other_lines" in content:
+                content["other_lines"] = _parse_lines(content["other_lines"], f"{content['name']}: other lines")
             content["quality"] = _parse_quality(content.get("quality", {}))
             for key in ("window", "fibers", "spectrographs", "arm_range"):
                 if isinstance(content.get(key), list):
@@ -294,6 +315,19 @@ class Instrument:
             return cls.from_dict(tomllib.loads(text), source)
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise FormatError(f"{source} is no TOML file: {error}") from None
+
+
+def _plain_lines(lines: LineList) -> list[dict[str, Any]]:
+    return [
+        {
+            "species": str(lines.species[i]),
+            "air": float(lines.air[i]),
+            "vacuum": float(lines.vacuum[i]),
+            **({"intensity": float(lines.intensity[i])} if np.isfinite(lines.intensity[i]) else {}),
+            "blend": bool(lines.blend[i]),
+        }
+        for i in range(len(lines))
+    ]
 
 
 def _parse_quality(values: Any) -> Quality:

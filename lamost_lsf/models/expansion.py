@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -9,7 +10,21 @@ from numpy.polynomial.legendre import legvander
 
 from lamost_lsf.time import night_number
 
-__all__ = ["Expansion", "fiber_functions", "night_functions", "surface_functions"]
+__all__ = [
+    "Correlation",
+    "Expansion",
+    "exponential",
+    "fiber_functions",
+    "kriged",
+    "line_functions",
+    "matern",
+    "night_functions",
+    "surface_degrees",
+    "surface_functions",
+]
+
+
+Correlation = Callable[[np.ndarray], np.ndarray]
 
 
 def fiber_functions(x: np.ndarray) -> np.ndarray:
@@ -18,46 +33,96 @@ def fiber_functions(x: np.ndarray) -> np.ndarray:
     return np.stack([np.ones_like(w), w, 1.5 * w**2 - 0.5], axis=1)
 
 
+#: Highest degrees in fibre and wavelength of a night's term.
+NIGHT_DEGREES = (4, 4)
+_N_NIGHT = (NIGHT_DEGREES[0] + 1) * (NIGHT_DEGREES[1] + 1)
+
+
 def night_functions(x: np.ndarray) -> np.ndarray:
-    """Functions (n, 6) of scaled labels that a night's term is made of: quadratic in fibre and wavelength."""
-    f, w = 2.0 * x[:, 1], 2.0 * x[:, 2]
-    return np.stack([np.ones_like(f), f, w, f**2 - 1.0 / 3.0, f * w, w**2 - 1.0 / 3.0], axis=1)
+    """Functions (n, 25) of scaled labels that a night's term is made of: Legendre in fibre times those in wavelength.
+
+    A change of focus acts through the tilt and curvature of the detector: on both together.
+    """
+    f, w = (legvander(2.0 * x[:, i], d) for i, d in zip((1, 2), NIGHT_DEGREES, strict=True))
+    return (f[:, :, None] * w[:, None, :]).reshape(x.shape[0], -1)
 
 
-#: Highest degrees in fibre and wavelength of the surface term.
+def line_functions(x: np.ndarray) -> np.ndarray:
+    """Functions (n, 4) of scaled labels that a line's term is made of: Legendre in fibre."""
+    return legvander(2.0 * x[:, 1], 3)
+
+
+def exponential(lag: np.ndarray) -> np.ndarray:
+    """Correlation at a lag in units of its length; what it joins is continuous, but no smoother."""
+    return np.exp(-lag)
+
+
+def matern(lag: np.ndarray) -> np.ndarray:
+    """Matern correlation of order 5/2: what it joins has two derivatives."""
+    r = np.sqrt(5.0) * lag
+    return (1.0 + r + r**2 / 3.0) * np.exp(-r)
+
+
+def kriged(
+    at: np.ndarray, position: np.ndarray, scale: float, weights: np.ndarray, correlation: Correlation
+) -> np.ndarray:
+    """Sum over n of ``correlation(|at - position_n| / scale) weights_n``: (m, R, K) at (m,) of weights (n, R, K)."""
+    return np.tensordot(correlation(np.abs(at[:, None] - position) / scale), weights, axes=1)
+
+
+#: Highest degrees in fibre and wavelength of the surface term's constant part.
 SURFACE_DEGREES = (3, 5)
-_N_SURFACE = (SURFACE_DEGREES[0] + 1) * (SURFACE_DEGREES[1] + 1)
+#: Highest degrees in time, fibre and wavelength of its slow change over the season.
+TREND_DEGREES = (3, 1, 1)
+_N_SURFACE = (SURFACE_DEGREES[0] + 1) * (SURFACE_DEGREES[1] + 1) + TREND_DEGREES[0] * 4
 
 
 def surface_functions(x: np.ndarray) -> np.ndarray:
-    """Functions (n, 24) of scaled labels that the surface term is made of: Legendre in fibre times Legendre in
-    wavelength.
+    """Functions (n, 36) of scaled labels that the surface term is made of: products of Legendre polynomials.
+
+    First those in fibre and wavelength, then those that change with time, too.
     """
-    f, w = (legvander(2.0 * x[:, i], d) for i, d in zip((1, 2), SURFACE_DEGREES, strict=True))
-    return (f[:, :, None] * w[:, None, :]).reshape(x.shape[0], -1)
+    t, f, w = (legvander(2.0 * x[:, i], d) for i, d in enumerate((TREND_DEGREES[0], *SURFACE_DEGREES)))
+    plane = (f[:, :, None] * w[:, None, :]).reshape(x.shape[0], -1)
+    _, p, q = TREND_DEGREES
+    trend = t[:, 1:, None, None] * f[:, None, : p + 1, None] * w[:, None, None, : q + 1]
+    return np.concatenate([plane, trend.reshape(x.shape[0], -1)], axis=1)
+
+
+def surface_degrees() -> np.ndarray:
+    """Degrees (3, n) in time, fibre and wavelength of `surface_functions`."""
+    plane = np.indices((1, SURFACE_DEGREES[0] + 1, SURFACE_DEGREES[1] + 1)).reshape(3, -1)
+    trend = np.indices((TREND_DEGREES[0], TREND_DEGREES[1] + 1, TREND_DEGREES[2] + 1)).reshape(3, -1)
+    return np.concatenate([plane, trend + np.array([[1], [0], [0]])], axis=1)
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """Profile = mean + (network + surface + fibre term + night term) . components.
+    """Profile = mean + (network + surface + fibre, line and night terms) . components.
 
     Attributes
     ----------
     mean : ndarray (n_sample,)
         Mean profile on the model's offsets, unit area.
     components : ndarray (K, n_sample)
-    surface_values : ndarray (24, K)
-        Factors of `surface_functions`: what a network of few steps leaves that is smooth in fibre and wavelength.
+    surface_values : ndarray (36, K)
+        Factors of `surface_functions`: what is smooth in time, fibre and wavelength and needs no network.
     fiber_number : ndarray (n_fiber,)
         Fibres that have a term of their own, increasing; others have none.
     fiber_values : ndarray (n_fiber, 3, K)
         Factors of `fiber_functions`.
+    line : ndarray (n_line,)
+        Scaled wavelengths of the lines that were trained on, increasing.
+    line_values : ndarray (n_line, 4, K)
+        Kriging weights of `line_functions`, see `kriged`: what is particular to the lines. At a line the sum is near
+        its own term; between lines it goes from one to the next and dies out where they tell nothing about one
+        another.
+    line_scale : ndarray ()
+        Correlation length in scaled wavelength.
     night : ndarray (n_night,)
         Numbers (`night_number`) of the nights that had arcs.
-    night_values : ndarray (n_night, 6, K)
-        Kriging weights: the term of night m is the sum over nights n of ``exp(-|m - n| / night_scale)`` times
-        these, which
-        equals a night's own term where it has one and dies out between nights that tell nothing about one another.
+    night_values : ndarray (n_night, 25, K)
+        Kriging weights of `night_functions`, likewise.
     night_scale : ndarray ()
         Correlation time in days.
     covariance : ndarray (K, K)
@@ -71,6 +136,9 @@ class Expansion:
     surface_values: np.ndarray
     fiber_number: np.ndarray
     fiber_values: np.ndarray
+    line: np.ndarray
+    line_values: np.ndarray
+    line_scale: np.ndarray
     night: np.ndarray
     night_values: np.ndarray
     night_scale: np.ndarray
@@ -79,10 +147,10 @@ class Expansion:
 
     def __post_init__(self) -> None:
         k, n = self.components.shape
-        f, m = self.fiber_number.size, self.night.size
+        f, n_line, m = self.fiber_number.size, self.line.size, self.night.size
         shapes = {
             "mean": (n,), "surface_values": (_N_SURFACE, k), "fiber_values": (f, 3, k),
-            "night_values": (m, 6, k), "covariance": (k, k), "fiber_scale": (f,),
+            "line_values": (n_line, 4, k), "night_values": (m, _N_NIGHT, k), "covariance": (k, k), "fiber_scale": (f,),
         }  # fmt: skip
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
@@ -99,15 +167,18 @@ class Expansion:
         return index, self.fiber_number[index] == fiber
 
     def particular(self, x: np.ndarray, lmjm: np.ndarray, fiber: np.ndarray) -> np.ndarray:
-        """Surface, fibre and night terms (n, K) at scaled labels (n, 3), times and fibres (n,)."""
+        """Surface, fibre, line and night terms (n, K) at scaled labels (n, 3), times and fibres (n,)."""
         index, known = self._fiber_index(fiber)
         out = np.einsum("nr,nrk->nk", fiber_functions(x) * known[:, None], self.fiber_values[index])
         out += surface_functions(x) @ self.surface_values
+        # few distinct nights and wavelengths among many labels: mix the known ones once for each
+        if self.line.size:
+            wanted, inverse = np.unique(x[:, 2], return_inverse=True)
+            mixed = kriged(wanted, self.line, float(self.line_scale), self.line_values, matern)
+            out += np.einsum("nr,nrk->nk", line_functions(x), mixed[inverse])
         if self.night.size:
-            # few distinct nights among many labels: mix the known ones once for each
             wanted, inverse = np.unique(night_number(lmjm), return_inverse=True)
-            weight = np.exp(-np.abs(wanted[:, None] - self.night) / float(self.night_scale))
-            mixed = np.tensordot(weight, self.night_values, axes=1)
+            mixed = kriged(wanted, self.night, float(self.night_scale), self.night_values, exponential)
             out += np.einsum("nr,nrk->nk", night_functions(x), mixed[inverse])
         return out
 

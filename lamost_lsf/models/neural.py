@@ -260,7 +260,7 @@ class NeuralIP(IPModel):
         tensors |= {f"b{i}": b for i, b in enumerate(self.biases)}
         tensors["offset"] = self.offset
         if self.expansion is not None:
-            tensors |= {f"expansion.{f.name}": np.array(getattr(self.expansion, f.name)) for f in fields(Expansion)}
+            tensors |= {f"expansion.{f.name}": getattr(self.expansion, f.name) for f in fields(Expansion)}
         # One entry, for safetensors writes several in random order, and the same model shall make the same file. JSON
         # keeps every digit of a float64.
         header = {
@@ -280,7 +280,8 @@ class NeuralIP(IPModel):
         except TypeError as error:
             raise TypeError(f"meta cannot be written: {error}") from None
         with atomic_path(path, overwrite=overwrite) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+            # safetensors writes memory as it lies: a transposed view would come back as another array
+            save_file({k: np.array(v, order="C") for k, v in tensors.items()}, temporary, metadata=metadata)
 
     @classmethod
     def read(cls, path: str | PathLike) -> NeuralIP:

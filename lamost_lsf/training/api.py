@@ -25,7 +25,11 @@ from lamost_lsf.units import vacuum_to_air
 __all__ = ["split_by_exposure", "train"]
 
 #: Lines that a basis is learned from at most; more add nothing but time.
-_BASIS_LINES = 60_000
+_BASIS_LINES = 15_000
+
+
+#: Bytes of resampled profiles that are held in memory.
+_IN_MEMORY = 1 << 30
 
 
 def split_by_exposure(labels: Labels, fraction: float = 0.8, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -139,19 +143,22 @@ def train(
     meta = _provenance(source, recipe, settings, train_index, validation)
     if recipe == "payne":
         weights, biases = train_payne(
-            scaled, lambda i: source.load(i, "profile")[0], train_index, validation, source.offset.size, settings,
+            scaled, _profiles(source), train_index, validation, source.offset.size, settings,
             where,
             history, checkpoint=None if work is None else work / "payne.checkpoint.safetensors",
             checkpoint_every=checkpoint_every, identity=identity, progress=progress,
         )  # fmt: skip
+        weights, biases = _fold_constant_labels(weights, biases, scaled)
         return NeuralIP(weights, biases, meta=meta, **common), history
-    trainer, baseline = _expanded_trainer(source, scaled, train_index, validation, settings, where, work)
+    trainer, sample = _expanded_trainer(source, scaled, train_index, validation, settings, where, work)
     expansion = trainer.run(history, work=work, checkpoint_every=checkpoint_every, identity=identity, progress=progress)
     layers = [m for m in trainer.network if isinstance(m, torch.nn.Linear)]
     weights = [m.weight.detach().cpu().double().numpy() for m in layers]
     weights[0] = 2.0 * weights[0]  # trained on labels from -1 to 1, published scaling is from -0.5 to 0.5
     biases = [m.bias.detach().cpu().double().numpy() for m in layers]
+    weights, biases = _fold_constant_labels(weights, biases, scaled)
     check = validation if validation.size else train_index
+    baseline = fit_linear_baseline(trainer.packed, source.labels, scaled, sample)
     meta["metrics"] = {
         "validation_chi2": _reduced(trainer.packed, check, trainer.coefficients(check)),
         "validation_chi2_baseline": _reduced(
@@ -160,6 +167,15 @@ def train(
         "n_components": int(expansion.components.shape[0]),
     }
     return NeuralIP(weights, biases, activation="silu", expansion=expansion, meta=meta, **common), history
+
+
+def _profiles(source: TrainingSource) -> Callable[[np.ndarray], np.ndarray]:
+    """Profiles by number, from memory where they fit: a store read in random order is slow."""
+    if len(source) * source.offset.size * 4 > _IN_MEMORY:
+        return lambda index: source.load(index, "profile")[0]
+    parts = [source.load(part, "profile")[0] for part in np.array_split(np.arange(len(source)), 16) if part.size]
+    profiles = np.concatenate(parts)
+    return lambda index: profiles[index]
 
 
 def _expanded_trainer(source, scaled, train_index, validation, settings, device, work):
@@ -171,16 +187,16 @@ def _expanded_trainer(source, scaled, train_index, validation, settings, device,
         exposures = rng.permutation(np.unique(labels.exposure[sample]))
         count = max(4, int(exposures.size * _BASIS_LINES / sample.size))
         sample = sample[np.isin(labels.exposure[sample], exposures[:count])]
-    native = [np.concatenate(parts) for parts in zip(*source.pixels(sample), strict=True)]
-    basis = learn_basis(source.offset, *native, labels.line[sample], labels.fiber[sample], labels.lmjm[sample])
+    *native, neighbours = (np.concatenate(parts) for parts in zip(*source.pixels(sample), strict=True))
+    basis = learn_basis(
+        source.offset, *native, labels.line[sample], labels.fiber[sample], labels.lmjm[sample], neighbours=neighbours
+    )
     del native
     path = None
     if work is not None and len(source) > 1_000_000:
         path = work / "statistics.npy"  # several million lines are mapped, not held
     packed = PackedStatistics.from_pixels(source.pixels(), len(source), basis, path)
-    baseline = fit_linear_baseline(packed, labels, scaled, sample)
-    trainer = ExpandedTrainer(basis, packed, labels, scaled, train_index, validation, settings, device)
-    return trainer, baseline
+    return ExpandedTrainer(basis, packed, labels, scaled, train_index, validation, settings, device, source), sample
 
 
 def _settings(recipe: str, settings: Any, seed: int) -> ExpandedSettings | PayneSettings:
@@ -213,6 +229,20 @@ def _scale(labels: Labels, medium: str) -> tuple[np.ndarray, np.ndarray, np.ndar
     width = np.where(high > low, high - low, 1.0)
     high = low + width
     return low, high, (raw - low) / width - 0.5
+
+
+def _fold_constant_labels(
+    weights: list[np.ndarray], biases: list[np.ndarray], scaled: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Network that does not depend on labels that were all the same, such as the time of a single exposure.
+
+    What it made of them elsewhere is the accident of its first weights.
+    """
+    first, shift = weights[0].copy(), biases[0].copy()
+    for i in np.flatnonzero(np.ptp(scaled, axis=0) == 0.0):
+        shift += first[:, i] * scaled[0, i]
+        first[:, i] = 0.0
+    return [first, *weights[1:]], [shift, *biases[1:]]
 
 
 def _reduced(packed: PackedStatistics, index: np.ndarray, coefficients: np.ndarray) -> float:

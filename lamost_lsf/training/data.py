@@ -81,14 +81,15 @@ class PackedStatistics:
     def __len__(self) -> int:
         return self.rows.shape[0]
 
-    def put(self, start: int, stats: LineStatistics) -> None:
-        """Write the statistics of consecutive lines."""
-        block = self.rows[start : start + len(stats)]
+    def put(self, item: Any, stats: LineStatistics) -> None:
+        """Write the statistics of some lines: a slice, or their numbers."""
+        block = np.empty((len(stats), self.rows.shape[1]), dtype=np.float32)
         t = self._upper[0].size
         block[:, :t] = stats.matrix[:, self._upper[0], self._upper[1]]
         block[:, t : t + self.n_functions] = stats.vector
         block[:, -2] = stats.scalar
         block[:, -1] = stats.n_pixels
+        self.rows[item] = block
 
     def get(self, item: Any) -> LineStatistics:
         """Statistics of some lines, as float64."""
@@ -107,15 +108,15 @@ class PackedStatistics:
 
     @classmethod
     def from_pixels(
-        cls, pixels: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]], n: int, basis: ProfileBasis,
-        path: Path | None = None,
-    ) -> PackedStatistics:  # fmt: skip
-        """Reduce native pixels (offset, flux, ivar), given batch by batch, in a basis."""
+        cls, pixels: Iterator[tuple[np.ndarray, ...]], n: int, basis: ProfileBasis, path: Path | None = None
+    ) -> PackedStatistics:
+        """Reduce native pixels (offset, flux, ivar, neighbours), given batch by batch, in a basis."""
         packed = cls.allocate(n, basis.functions.shape[0], path)
         start = 0
-        for offset, flux, ivar in pixels:
-            packed.put(start, line_statistics(offset, flux, ivar, basis.offset, basis.functions))
-            start += offset.shape[0]
+        for offset, flux, ivar, neighbours in pixels:
+            stats = line_statistics(offset, flux, ivar, basis.offset, basis.functions, neighbours=neighbours)
+            packed.put(slice(start, start + len(stats)), stats)
+            start += len(stats)
         if start != n:
             raise ValueError(f"{start} lines were given, {n} announced")
         return packed

@@ -13,6 +13,7 @@ from lamost_lsf.convolution.nodes import lagrange4
 from lamost_lsf.models.base import IPModel
 from lamost_lsf.time import lmjm_to_time
 from lamost_lsf.training.source import TrainingSource, open_source
+from lamost_lsf.training.statistics import NEIGHBOUR_PRIOR
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -98,10 +99,10 @@ def evaluate(
     model : IPModel
     data : ProfileStore or ProfileSet
     kind : {"native", "resampled"}
-        "native": the pixels themselves, amplitude and linear background refitted for each line, which is what a user's
-        spectrum holds. "resampled": the 600 peak-normalised samples, as in the paper; splining and normalising a
-        noisy line
-        leave errors of their own in them.
+        "native": the pixels themselves, amplitude, linear background and the lamp's known neighbours refitted for
+        each line, which is what a user's spectrum holds; the median over lines of the mean is then 0 by construction.
+        "resampled": the 600 peak-normalised samples, as in the paper; splining and normalising a noisy line leave
+        errors of their own in them.
     index : ndarray of int, optional
         Numbers of the profiles to be used, e.g. the validation half of `split_by_exposure`; all by default.
     extrapolate : bool
@@ -164,12 +165,21 @@ def _native(source: TrainingSource, index: np.ndarray, offset: np.ndarray, flux:
     good = ivar > 0
     h = _sampled(x, offset, flux)
     scaled = x / (0.5 * np.ptp(offset))
-    design = np.stack([h, np.ones_like(h), scaled], axis=2)
+    near = source.neighbours[source.labels.line[index]]
+    # a neighbour's shape is taken to be the line's own; a column of zeros where there is none
+    outside = 2.0 * offset[-1] - 2.0 * offset[0]
+    wings = [_sampled(np.where(np.isfinite(y)[:, None], x - y[:, None], outside), offset, flux) for y in near.T]
+    design = np.stack([h, np.ones_like(h), scaled, *wings], axis=2)
     weighted = design * ivar[:, :, None]
     normal = np.einsum("npi,npj->nij", weighted, design)
+    parameters = 3 + np.count_nonzero(np.isfinite(near), axis=1)
+    diagonal = np.arange(3, design.shape[2])
+    counts = np.maximum(np.max(np.where(good, data, 0.0), axis=1), 1e-30)
+    normal[:, diagonal, diagonal] += ((flux.max(axis=1) / (NEIGHBOUR_PRIOR * counts)) ** 2)[:, None]
     # a line without enough pixels has no residuals
-    usable = (np.count_nonzero(good, axis=1) > 4) & (np.linalg.cond(np.where(np.isfinite(normal), normal, 0)) < 1e12)
-    normal[~usable] = np.eye(3)
+    usable = np.count_nonzero(good, axis=1) > parameters + 1
+    usable &= np.linalg.cond(np.where(np.isfinite(normal), normal, 0)) < 1e12
+    normal[~usable] = np.eye(design.shape[2])
     inverse = np.linalg.inv(normal)
     solution = np.einsum("nij,npj,np->ni", inverse, weighted, data)
     model = np.einsum("npi,ni->np", design, solution)
@@ -181,12 +191,13 @@ def _native(source: TrainingSource, index: np.ndarray, offset: np.ndarray, flux:
         own = variance.copy()
         if error is not None:
             own = own + (amplitude[:, None] * _sampled(x, offset, error)) ** 2
-        # the fit of three parameters takes part of the noise out of the residuals
+        # the fit of amplitude, background and neighbours takes part of the noise out of the residuals
         leverage = np.einsum("npi,nij,npj->np", design, inverse, weighted)
         expected = np.sqrt(own - variance * np.clip(leverage, 0.0, 1.0))
         covered = np.where(good, np.abs(residual) <= expected, np.nan)
         noise = np.sqrt(np.nanmean(np.where(good, variance, np.nan), axis=1)) / peak
-    return _columns(residual / peak[:, None], noise, np.nansum(residual**2 * ivar, axis=1), good, covered, usable, 3)
+    chi2 = np.nansum(residual**2 * ivar, axis=1)
+    return _columns(residual / peak[:, None], noise, chi2, good, covered, usable, parameters)
 
 
 def _resampled(

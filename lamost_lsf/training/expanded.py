@@ -1,10 +1,9 @@
 """The default model: a network for the smooth part, terms for fibres and nights, trained on native pixels.
 
 1. A basis is learned from the pixels (`lamost_lsf.training.basis`) and every line is reduced to its likelihood in it.
-2. A network (time, fibre, wavelength -> coefficients) is trained on that likelihood.
-3. Surface, fibre and night terms are solved in closed form on what the network leaves, and the network is trained
-on what they
-   leave; a few rounds.
+2. Surface, night and fibre terms are solved in closed form: a good model already, within seconds.
+3. A network (time, fibre, wavelength -> coefficients) is trained on what they leave, then the terms on what it leaves;
+   a few rounds.
 4. The covariance of the coefficients' errors is learned from the exposures that were held out.
 """
 
@@ -21,13 +20,36 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lamost_lsf.files import atomic_path
-from lamost_lsf.models.expansion import Expansion, fiber_functions, night_functions, surface_functions
+from lamost_lsf.models.expansion import (
+    Correlation,
+    Expansion,
+    exponential,
+    fiber_functions,
+    kriged,
+    line_functions,
+    matern,
+    night_functions,
+    surface_degrees,
+    surface_functions,
+)
 from lamost_lsf.training.basis import ProfileBasis
 from lamost_lsf.training.data import Labels, PackedStatistics
 from lamost_lsf.training.loop import History, Schedule, train_network
+from lamost_lsf.training.source import TrainingSource
+from lamost_lsf.training.statistics import line_statistics
 from lamost_lsf.training.terms import GroupTerm, fit_group_term, newton_system
 
-__all__ = ["ExpandedSettings", "ExpandedTrainer"]
+__all__ = ["ExpandedSettings", "ExpandedTrainer", "krige"]
+
+#: Terms that are solved in closed form.
+TERMS = ("surface", "line", "night", "fiber")
+
+#: Turns of line, night and fibre terms.
+SWEEPS = 2
+
+#: Correlation lengths that are tried: days; shares of the range of wavelengths.
+NIGHT_SCALES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+LINE_SCALES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -39,7 +61,7 @@ class ExpandedSettings:
     hidden : int
         Width of the two hidden layers.
     epochs : float
-        Passes over the training set of the first network training; at least ``min_steps`` steps.
+        Passes over the training set of the first network training, at least ``min_steps`` steps; 0 for none.
     refine_epochs : float
         The same for each round after the terms.
     rounds : int
@@ -47,18 +69,19 @@ class ExpandedSettings:
     min_steps, batch_size, learning_rate, seed
         Of the training loop.
     outlier : float
-        Lines whose chi-square exceeds this many times their fibre's median are left out from the first round on.
+        Lines whose chi-square exceeds this many times the median of their fibre, or of their line if that is larger,
+        are left out: what is left of cosmic rays.
     """
 
     hidden: int = 96
-    epochs: float = 40.0
-    refine_epochs: float = 15.0
-    rounds: int = 3
+    epochs: float = 20.0
+    refine_epochs: float = 10.0
+    rounds: int = 2
     min_steps: int = 600
     batch_size: int = 2048
     learning_rate: float = 4e-3
     seed: int = 0
-    outlier: float = 6.0
+    outlier: float = 3.0
 
 
 class ExpandedTrainer:
@@ -76,6 +99,9 @@ class ExpandedTrainer:
         Lines of the two sets; no exposure in both.
     settings : ExpandedSettings
     device : torch.device
+    source : TrainingSource, optional
+        Where the pixels of lines with neighbours are read anew, once the neighbours' shape is known; without it that
+        stays the mean profile.
     """
 
     def __init__(
@@ -88,28 +114,49 @@ class ExpandedTrainer:
         validation: np.ndarray,
         settings: ExpandedSettings,
         device: torch.device,
+        source: TrainingSource | None = None,
     ) -> None:
         self.basis, self.packed, self.labels, self.scaled = basis, packed, labels, scaled
         usable = packed.rows[:, -1] > 8
         self.train, self.validation = train[usable[train]], validation[usable[validation]]
-        self.settings, self.device = settings, device
+        self.settings, self.device, self.source = settings, device, source
         self.fiber_number, self._fiber = np.unique(labels.fiber, return_inverse=True)
-        # nights of the training set only: a held-out night has no term of its own
+        # lines and nights of the training set only: a held-out one has no term of its own, but may have neighbours
+        lines = np.unique(labels.line)
+        position = np.array([scaled[labels.line == n, 2].mean() for n in lines])
+        lines, position = lines[np.argsort(position)], np.sort(position)
+        self.line_position = position[np.isin(lines, labels.line[self.train])]
+        self._line = np.abs(scaled[:, 2, None] - self.line_position).argmin(axis=1)
         self.night_number = np.unique(labels.night[self.train])
-        position = np.searchsorted(self.night_number, labels.night).clip(max=self.night_number.size - 1)
-        self._night = position
-        self._night_known = self.night_number[position] == labels.night
+        self._all_nights, self._any_night = np.unique(labels.night, return_inverse=True)
+        self._night = np.searchsorted(self.night_number, labels.night).clip(max=self.night_number.size - 1)
+        # a surface that passes through every line, or every exposure, would swing between them
+        self._surface_used = self._supported()
         k = basis.components.shape[0]
         self.surface_term = GroupTerm.zero(1, surface_functions(scaled[:1]).shape[1], k)
         self.fiber_term = GroupTerm.zero(self.fiber_number.size, 3, k)
-        self.night_term = GroupTerm.zero(self.night_number.size, 6, k)
+        self.line_term = GroupTerm.zero(self.line_position.size, 4, k)
+        self.night_term = GroupTerm.zero(self.night_number.size, night_functions(scaled[:1]).shape[1], k)
         torch.manual_seed(settings.seed)
         h = settings.hidden
         self.network = torch.nn.Sequential(
             torch.nn.Linear(3, h), torch.nn.SiLU(), torch.nn.Linear(h, h), torch.nn.SiLU(), torch.nn.Linear(h, k)
         ).to(device)
+        # begins as nothing beside the terms
+        torch.nn.init.zeros_(self.network[-1].weight)
+        torch.nn.init.zeros_(self.network[-1].bias)
         self._unpack = torch.as_tensor(packed.unpack, device=device)
         self._x = torch.as_tensor(2.0 * scaled, dtype=torch.float32)
+
+    def _supported(self) -> np.ndarray:
+        """Which of the surface's functions the training set has exposures, fibres and lines enough for."""
+        labels = self.labels[self.train]
+        times, fibers, lines = (np.unique(a).size for a in (labels.exposure, labels.fiber, labels.line))
+        time, fiber, wavelength = surface_degrees()
+        return (time <= times // 4) & (fiber <= max(fibers - 3, 0)) & (wavelength <= max(lines - 3, 0))
+
+    def _surface(self, scaled: np.ndarray) -> np.ndarray:
+        return surface_functions(scaled) * self._surface_used
 
     # -- prediction ------------------------------------------------------------------------------------
 
@@ -122,12 +169,21 @@ class ExpandedTrainer:
                 parts.append(self.network(x).cpu().double().numpy())
         return np.concatenate(parts)
 
-    def particular(self, index: np.ndarray) -> np.ndarray:
-        """The terms' part of the coefficients (n, K)."""
+    def particular(self, index: np.ndarray, *, kriging: bool = True) -> np.ndarray:
+        """The terms' part of the coefficients (n, K), with or without those of lines and nights."""
         x = self.scaled[index]
-        night = self.night_term.at(self._night[index], night_functions(x)) * self._night_known[index, None]
-        surface = surface_functions(x) @ self.surface_term.values[0]
-        return surface + self.fiber_term.at(self._fiber[index], fiber_functions(x)) + night
+        out = self._surface(x) @ self.surface_term.values[0]
+        out += self.fiber_term.at(self._fiber[index], fiber_functions(x))
+        if kriging and np.any(self.line_term.values):
+            scale, weights = krige(self.line_position, self.line_term, LINE_SCALES, matern)
+            positions, inverse = np.unique(x[:, 2], return_inverse=True)
+            mixed = kriged(positions, self.line_position, scale, weights, matern)
+            out += np.einsum("nr,nrk->nk", line_functions(x), mixed[inverse])
+        if kriging and np.any(self.night_term.values):
+            scale, weights = krige(self.night_number, self.night_term, NIGHT_SCALES, exponential)
+            mixed = kriged(self._all_nights, self.night_number, scale, weights, exponential)
+            out += np.einsum("nr,nrk->nk", night_functions(x), mixed[self._any_night[index]])
+        return out
 
     def coefficients(self, index: np.ndarray) -> np.ndarray:
         """Coefficients (n, K) of the whole model."""
@@ -148,20 +204,43 @@ class ExpandedTrainer:
         any.
         """
         options = {"work": work, "checkpoint_every": checkpoint_every, "identity": identity, "progress": progress}
-        self._phase("network", self.settings.epochs, self.settings.learning_rate, history, **options)
+        self._terms("start", work)
+        if self._refine_neighbours():
+            self._terms("network", work)
+        if self.settings.epochs > 0:
+            self._phase("network", self.settings.epochs, self.settings.learning_rate, history, **options)
         for number in range(self.settings.rounds):
             name = f"refine-{number + 1}"
-            done = None if work is None else work / f"{name}.terms.safetensors"
-            if done is not None and done.exists():
-                self._load_terms(done)
-            else:
-                self._fit_terms(drop_outliers=number > 0)
-                if done is not None:
-                    self._save_terms(done)
+            self._terms(name, work)
             if number < self.settings.rounds - 1:
                 rate = 0.4 * self.settings.learning_rate
                 self._phase(name, self.settings.refine_epochs, rate, history, **options)
         return self._expansion()
+
+    def _terms(self, name: str, work: Path | None) -> None:
+        """Fit the terms that go before a phase, or take them from its file."""
+        done = None if work is None else work / f"{name}.terms.safetensors"
+        if done is not None and done.exists():
+            self._load_terms(done)
+            return
+        self._fit_terms()
+        if done is not None:
+            self._save_terms(done)
+
+    def _refine_neighbours(self, chunk: int = 20_000) -> bool:
+        """Reduce lines with neighbours anew, these with the profile that the terms give their place; False for none."""
+        if self.source is None:
+            return False
+        has = np.any(np.isfinite(self.source.neighbours), axis=1)[self.labels.line]
+        index = np.flatnonzero(has)
+        for start in range(0, index.size, chunk):
+            part = index[start : start + chunk]
+            *native, neighbours = next(self.source.pixels(part, chunk))
+            shape = self.basis.profiles(self.particular(part))
+            functions = self.basis.functions
+            stats = line_statistics(*native, self.basis.offset, functions, neighbours=neighbours, shape=shape)
+            self.packed.put(part, stats)
+        return index.size > 0
 
     def _phase(self, name, epochs, rate, history, *, work, checkpoint_every, identity, progress) -> None:
         finished = None if work is None else work / f"{name}.done.safetensors"
@@ -174,9 +253,11 @@ class ExpandedTrainer:
         batch = min(s.batch_size, self.train.size)
         steps = max(s.min_steps if name == "network" else s.min_steps // 3, round(epochs * self.train.size / batch))
         schedule = Schedule(steps, batch, rate, seed=s.seed + len(name), validate_every=max(50, steps // 40))
-        offset = torch.as_tensor(self.particular(self.train), dtype=torch.float32)
+        # what is smooth in time and wavelength is the network's, nights and lines have what is left
+        offset = torch.as_tensor(self.particular(self.train, kriging=False), dtype=torch.float32)
         check = self._validation_sample()
-        check_offset = torch.as_tensor(self.particular(check), dtype=torch.float32, device=self.device)
+        check_offset = self.particular(check, kriging=False)
+        check_offset = torch.as_tensor(check_offset, dtype=torch.float32, device=self.device)
         check_rows = torch.as_tensor(self.packed.rows[check], device=self.device)
         check_x = self._x[torch.as_tensor(check)].to(self.device)
         train = torch.as_tensor(self.train)
@@ -219,31 +300,39 @@ class ExpandedTrainer:
         reduced = chi2.clamp(min=0.0) / rows[:, -1]
         return (20.0 * torch.log1p(reduced / 20.0)).mean()
 
-    def _fit_terms(self, *, drop_outliers: bool) -> None:
-        index = self.train
-        if drop_outliers:
-            index = index[self._inliers(index)]
-        scaled = self.scaled[index]
-        self.surface_term = fit_group_term(
-            self.surface_term,
-            self.packed,
-            index,
-            np.zeros(index.size, dtype=np.int64),
-            surface_functions(scaled),
-            self.coefficients(index),
-            own_scale=False,
-            newton_steps=2,
-        )
-        self.night_term = fit_group_term(
-            self.night_term, self.packed, index, self._night[index], night_functions(scaled), self.coefficients(index),
-            own_scale=False,
-        )  # fmt: skip
-        self.fiber_term = fit_group_term(
-            self.fiber_term, self.packed, index, self._fiber[index], fiber_functions(scaled), self.coefficients(index),
-            own_scale=True,
+    def _fit_terms(self) -> None:
+        # what is smooth is the surface's and the network's: only what they leave is the lines' and the nights'
+        first = not np.any(self.surface_term.values)
+        index = self.train if first else self.train[self._inliers(self.train)]
+        self.line_term = GroupTerm.zero(*self.line_term.values.shape)
+        self.night_term = GroupTerm.zero(*self.night_term.values.shape)
+        if first:  # a quarter of the lines does for the first step
+            self.surface_term = self._fitted("surface", index[::4])
+        self.surface_term = self._fitted("surface", index)
+        if first:
+            # before there was a surface nothing could be told from an outlier
+            index = self.train[self._inliers(self.train)]
+        # each takes what it can of what the others leave; where they overlap it needs a few turns
+        for _ in range(SWEEPS):
+            self.line_term = self._fitted("line", index)
+            self.night_term = self._fitted("night", index)
+            self.fiber_term = self._fitted("fiber", index)
+
+    def _fitted(self, name: str, index: np.ndarray, *, newton_steps: int = 1) -> GroupTerm:
+        x = self.scaled[index]
+        group, functions = {
+            "surface": (np.zeros(index.size, dtype=np.int64), self._surface(x)),
+            "line": (self._line[index], line_functions(x)),
+            "night": (self._night[index], night_functions(x)),
+            "fiber": (self._fiber[index], fiber_functions(x)),
+        }[name]
+        return fit_group_term(
+            getattr(self, f"{name}_term"), self.packed, index, group, functions, self.coefficients(index),
+            own_scale=name == "fiber", newton_steps=newton_steps,
         )  # fmt: skip
 
     def _inliers(self, index: np.ndarray) -> np.ndarray:
+        """Lines whose chi-square is not far above what is usual for their fibre and their line."""
         c = self.coefficients(index)
         reduced = np.empty(index.size)
         position = 0
@@ -251,26 +340,32 @@ class ExpandedTrainer:
             here = slice(position, position + part.size)
             reduced[here] = stats.chi2(c[here]) / stats.n_pixels
             position += part.size
-        usual = np.ones(self.fiber_number.size)
-        order = np.argsort(self._fiber[index], kind="stable")
-        groups = np.split(reduced[order], np.flatnonzero(np.diff(self._fiber[index][order])) + 1)
-        usual[np.unique(self._fiber[index])] = [np.median(g) for g in groups]
-        return reduced <= self.settings.outlier * np.maximum(usual[self._fiber[index]], 1.0)
+        usual = np.ones(index.size)
+        for group in (self._fiber[index], self._line[index]):
+            order = np.argsort(group, kind="stable")
+            parts = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+            for part in parts:
+                usual[part] = np.maximum(usual[part], np.median(reduced[part]))
+        return reduced <= self.settings.outlier * usual
 
     # -- results -----------------------------------------------------------------------------------------
 
     def _expansion(self) -> Expansion:
         covariance, scale = self._error_covariance()
-        tau, weights = krige_nights(self.night_number, self.night_term)
+        line_scale, line_weights = krige(self.line_position, self.line_term, LINE_SCALES, matern)
+        night_scale, night_weights = krige(self.night_number, self.night_term, NIGHT_SCALES, exponential)
         return Expansion(
             mean=self.basis.mean,
             components=self.basis.components,
             surface_values=self.surface_term.values[0],
             fiber_number=self.fiber_number.astype(np.int64),
             fiber_values=self.fiber_term.values,
+            line=self.line_position,
+            line_values=line_weights,
+            line_scale=np.array(line_scale),
             night=self.night_number,
-            night_values=weights,
-            night_scale=np.array(tau),
+            night_values=night_weights,
+            night_scale=np.array(night_scale),
             covariance=covariance,
             fiber_scale=scale,
         )
@@ -308,40 +403,45 @@ class ExpandedTrainer:
 
     def _save_terms(self, path: Path) -> None:
         tensors = {}
-        for name, term in (("surface", self.surface_term), ("fiber", self.fiber_term), ("night", self.night_term)):
+        for name in TERMS:
             for key in ("values", "variance", "prior", "scale"):
-                tensors[f"{name}.{key}"] = torch.as_tensor(np.ascontiguousarray(getattr(term, key)))
+                value = getattr(getattr(self, f"{name}_term"), key)
+                tensors[f"{name}.{key}"] = torch.as_tensor(np.ascontiguousarray(value))
         with atomic_path(path, overwrite=True) as temporary:
             save_file(tensors, temporary)
 
     def _load_terms(self, path: Path) -> None:
         tensors = {k: v.numpy() for k, v in load_file(path).items()}
-        names = ("values", "variance", "prior", "scale")
-        self.surface_term = GroupTerm(*(tensors[f"surface.{k}"] for k in names))
-        self.fiber_term = GroupTerm(*(tensors[f"fiber.{k}"] for k in names))
-        self.night_term = GroupTerm(*(tensors[f"night.{k}"] for k in names))
+        for name in TERMS:
+            parts = (tensors[f"{name}.{key}"] for key in ("values", "variance", "prior", "scale"))
+            setattr(self, f"{name}_term", GroupTerm(*parts))
 
 
-def krige_nights(night: np.ndarray, term: GroupTerm) -> tuple[float, np.ndarray]:
-    """Correlation time (days) of the nights' terms and their kriging weights (n_night, R, K).
+def krige(
+    position: np.ndarray, term: GroupTerm, scales: tuple[float, ...], correlation: Correlation
+) -> tuple[float, np.ndarray]:
+    """Correlation length of a term's groups along a coordinate, and their kriging weights (n_group, R, K).
 
-    The exponential kernel's time is the one of highest likelihood among half a day to a season; with fewer than four
-    nights it is one day.
+    The term was fitted group by group. Seen as a Gaussian process along ``position``, it comes out as `kriged` at any
+    position: groups lean on their neighbours as far as their own noise demands, what lies
+    between them or beyond on those near it. The length is that of ``scales`` with the highest likelihood; with fewer
+    than four groups, the second.
     """
-    n = night.size
+    n = position.size
     if n == 0:
-        return 1.0, term.values
-    values = (term.values / np.sqrt(term.prior)).reshape(n, -1)
-    noise = (term.variance / term.prior).reshape(n, -1).mean(axis=1)
-    lag = np.abs(night[:, None] - night[None]).astype(np.float64)
-    best, tau = -np.inf, 1.0
-    for candidate in (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0) if n >= 4 else ():
-        covariance = np.exp(-lag / candidate) + np.diag(noise + 1e-6)
+        return scales[1], term.values
+    # a posterior mean shrunk by an independent prior, and its variance, tell what the data alone said
+    share = np.clip((term.variance / term.prior).reshape(n, -1), 1e-9, 0.999).T
+    values = (term.values / np.sqrt(term.prior)).reshape(n, -1).T / (1.0 - share)
+    noise = np.eye(n) * (share / (1.0 - share))[:, :, None]
+    lag = np.abs(position[:, None] - position[None]).astype(np.float64)
+    best, length = -np.inf, scales[1]
+    for candidate in scales if n >= 4 else ():
+        covariance = correlation(lag / candidate) + noise
         _, logdet = np.linalg.slogdet(covariance)
-        quadratic = np.einsum("ni,ni->", values, np.linalg.solve(covariance, values))
-        likelihood = -0.5 * (quadratic + values.shape[1] * logdet)
+        quadratic = np.einsum("ij,ij->", values, np.linalg.solve(covariance, values[:, :, None])[:, :, 0])
+        likelihood = -0.5 * (quadratic + logdet.sum())
         if likelihood > best:
-            best, tau = likelihood, candidate
-    correlation = np.exp(-lag / tau) + 1e-6 * np.eye(n)
-    weights = np.linalg.solve(correlation, term.values.reshape(n, -1))
-    return float(tau), weights.reshape(term.values.shape)
+            best, length = likelihood, candidate
+    weights = np.linalg.solve(correlation(lag / length) + noise, values[:, :, None])[:, :, 0].T
+    return float(length), np.ascontiguousarray(weights.reshape(term.values.shape) * np.sqrt(term.prior))

@@ -28,6 +28,9 @@ class TrainingSource:
     season : int or None
     id : str
         Identity of the data, recorded in the model.
+    neighbours : ndarray (n_line, Q)
+        Offsets, Angstrom, of the lamp's lines whose wings reach into the window of each line of the list that
+        ``labels.line`` counts in; NaN-padded.
     """
 
     labels: Labels
@@ -37,6 +40,7 @@ class TrainingSource:
     spectrograph: int
     season: int | None
     id: str
+    neighbours: np.ndarray
     _backing: Any
     _numbers: np.ndarray
 
@@ -51,14 +55,13 @@ class TrainingSource:
             return [table[c] for c in columns]
         return [getattr(self._backing, c)[numbers] for c in columns]
 
-    def pixels(
-        self, index: np.ndarray | None = None, chunk: int = 20_000
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Native offset, flux and ivar, chunk by chunk, in order."""
+    def pixels(self, index: np.ndarray | None = None, chunk: int = 20_000) -> Iterator[tuple[np.ndarray, ...]]:
+        """Native offset, flux and ivar (k, n_pixel) and neighbours (k, Q), chunk by chunk, in order."""
         index = np.arange(len(self)) if index is None else index
         for start in range(0, index.size, chunk):
             part = index[start : start + chunk]
-            yield tuple(self.load(part, "native_offset", "native_flux", "native_ivar"))
+            native = self.load(part, "native_offset", "native_flux", "native_ivar")
+            yield (*native, self.neighbours[self.labels.line[part]])
 
 
 def open_source(data: Any) -> TrainingSource:
@@ -98,5 +101,18 @@ def open_source(data: Any) -> TrainingSource:
     )  # fmt: skip
     return TrainingSource(
         labels, np.asarray(data.offset, dtype=np.float64), data.instrument, data.arm, int(data.spectrograph), year,
-        identity, data, numbers,
+        identity, _neighbours(data), data, numbers,
     )  # fmt: skip
+
+
+def _neighbours(data: Any) -> np.ndarray:
+    """Offsets of neighbours (n_line, Q) of the data's lines; a line that is none of the instrument's has none known."""
+    from lamost_lsf.instruments import get_instrument
+
+    instrument = get_instrument(data.instrument)
+    known = instrument.neighbour_offsets()
+    out = np.full((len(data.lines), known.shape[1]), np.nan)
+    distance = np.abs(data.lines.vacuum[:, None] - instrument.lines.vacuum[None])
+    same = np.min(distance, axis=1) < 0.05
+    out[same] = known[np.argmin(distance, axis=1)[same]]
+    return out

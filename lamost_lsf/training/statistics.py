@@ -1,16 +1,15 @@
 """Pixel likelihood of a line, reduced to a small matrix: amplitude and background are solved, not fitted.
 
-A line seen in pixels at offsets x_j is ``d_j = A h(x_j) + b0 + b1 x_j + noise`` with ``h = mu + sum_k c_k B_k``
-(an effective LSF:
-the pixel's response is part of h; Anderson & King 2000). The chi-square is quadratic in (A, A c, b0, b1); with the
-background
-eliminated (Schur complement) and ``a = (1, c)``
+A line seen in pixels at offsets x_j is ``d_j = A h(x_j) + b0 + b1 x_j + sum_q r_q g(x_j - y_q) + noise`` with
+``h = mu + sum_k c_k B_k`` (an effective LSF: the pixel's response is part of h; Anderson & King 2000). Neighbours of
+the lamp at known offsets y_q, whose wings reach into the window, have a fixed shape g and unknown fluxes r_q. The
+chi-square is quadratic in (A, A c, b, r); with background and neighbours eliminated (Schur complement) and
+``a = (1, c)``
 
     chi2(A, c) = s - 2 A v.a + A^2 a.M.a,      min over A:  s - (v.a)^2 / (a.M.a),
 
 with a matrix M of (K + 1) x (K + 1) and a vector v that are computed once for a profile. This is exact: whatever
-predicts c
-can be trained on it without touching the pixels again.
+predicts c can be trained on it without touching the pixels again.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from numba import njit
 
 from lamost_lsf.convolution.nodes import lagrange4
 
-__all__ = ["LineStatistics", "line_statistics"]
+__all__ = ["NEIGHBOUR_PRIOR", "LineStatistics", "line_statistics"]
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,6 @@ class LineStatistics:
         ama = np.einsum("nk,nkl,nl->n", a, self.matrix, a)
         return self.scalar - np.where(va > 0, va, 0.0) ** 2 / ama
 
-    def best_amplitude(self, coefficients: np.ndarray) -> np.ndarray:
-        """Amplitude (n,), in units of ``amplitude``, at coefficients (n, K)."""
-        a = np.concatenate([np.ones((len(self), 1)), coefficients], axis=1)
-        return np.einsum("nk,nk->n", self.vector, a) / np.einsum("nk,nkl,nl->n", a, self.matrix, a)
-
 
 @njit(cache=True, error_model="numpy")
 def _interpolate(basis, x0, inverse_dx, x, out):
@@ -84,14 +78,46 @@ def _interpolate(basis, x0, inverse_dx, x, out):
         out[m] = w0 * row[i] + w1 * row[i + 1] + w2 * row[i + 2] + w3 * row[i + 3]
 
 
+#: Standard deviation of the prior on a neighbour's flux, relative to the line's: what is listed as one is faint.
+#: It matters only where so little of the neighbour is seen that the background, or the line's wing, would do as well.
+NEIGHBOUR_PRIOR = 0.5
+
+
 @njit(cache=True, error_model="numpy")
-def _reduce(offset, flux, ivar, basis, x0, inverse_dx, half_width, matrix, vector, scalar, n_pixels, amplitude):
+def _cholesky(matrix, size):
+    """Lower factor in place; False where the matrix is singular to rounding."""
+    for i in range(size):
+        for j in range(i + 1):
+            value = matrix[i, j]
+            for k in range(j):
+                value -= matrix[i, k] * matrix[j, k]
+            if i == j:
+                if not value > 1e-12 * matrix[i, i]:
+                    return False
+                matrix[i, i] = np.sqrt(value)
+            else:
+                matrix[i, j] = value / matrix[j, j]
+    return True
+
+
+@njit(cache=True, error_model="numpy")
+def _reduce(
+    offset, flux, ivar, basis, x0, inverse_dx, half_width, neighbour, shape, ridge,
+    matrix, vector, scalar, n_pixels, amplitude,
+):  # fmt: skip
     n, n_pixel = offset.shape
-    m = basis.shape[0]
-    size = m + 2
-    normal, rhs, g = np.empty((size, size)), np.empty(size), np.empty(size)
+    m, n_neighbour = basis.shape[0], neighbour.shape[1]
+    most = m + 2 + n_neighbour
+    normal, rhs, g = np.empty((most, most)), np.empty(most), np.empty(most)
+    factor = np.empty((2 + n_neighbour, 2 + n_neighbour))
+    half = np.empty((2 + n_neighbour, m + 1))
+    one = np.empty(1)
     for i in range(n):
         normal[:], rhs[:] = 0.0, 0.0
+        size = m + 2
+        for q in range(n_neighbour):
+            if np.isfinite(neighbour[i, q]):
+                size += 1
         total, count = 0.0, 0
         scale = amplitude[i]
         for j in range(n_pixel):
@@ -101,6 +127,13 @@ def _reduce(offset, flux, ivar, basis, x0, inverse_dx, half_width, matrix, vecto
             x, d = offset[i, j], flux[i, j] / scale
             _interpolate(basis, x0, inverse_dx, x, g[:m])
             g[m], g[m + 1] = 1.0, x / half_width
+            a = m + 2
+            for q in range(n_neighbour):
+                if np.isfinite(neighbour[i, q]):
+                    row = min(i, shape.shape[0] - 1)
+                    _interpolate(shape[row : row + 1], x0, inverse_dx, x - neighbour[i, q], one)
+                    g[a] = one[0]
+                    a += 1
             for a in range(size):
                 wg = w * g[a]
                 rhs[a] += wg * d
@@ -109,21 +142,33 @@ def _reduce(offset, flux, ivar, basis, x0, inverse_dx, half_width, matrix, vecto
             total += w * d * d
             count += 1
         n_pixels[i] = count
-        # Schur complement over the background's two parameters
-        p, q, r = normal[m, m], normal[m + 1, m], normal[m + 1, m + 1]
-        determinant = p * r - q * q
-        if count < 5 or not determinant > 1e-12 * p * r:
+        # Schur complement over the nuisances: with N = L L', subtract (L^-1 U)' (L^-1 U)
+        nuisances = size - m
+        for a in range(nuisances):
+            for b in range(a + 1):
+                factor[a, b] = normal[m + a, m + b]
+            if a > 1:
+                factor[a, a] += ridge
+        if count < 3 + nuisances or not _cholesky(factor, nuisances):
             matrix[i], vector[i], scalar[i], n_pixels[i] = np.nan, np.nan, np.nan, 0
             continue
-        ip, iq, ir = r / determinant, -q / determinant, p / determinant
-        y0, y1 = ip * rhs[m] + iq * rhs[m + 1], iq * rhs[m] + ir * rhs[m + 1]
-        scalar[i] = total - rhs[m] * y0 - rhs[m + 1] * y1
+        for b in range(m + 1):
+            for a in range(nuisances):
+                value = normal[m + a, b] if b < m else rhs[m + a]
+                for k in range(a):
+                    value -= factor[a, k] * half[k, b]
+                half[a, b] = value / factor[a, a]
+        scalar[i] = total
+        for k in range(nuisances):
+            scalar[i] -= half[k, m] ** 2
         for a in range(m):
-            u0, u1 = normal[m, a], normal[m + 1, a]
-            vector[i, a] = rhs[a] - u0 * y0 - u1 * y1
-            z0, z1 = ip * u0 + iq * u1, iq * u0 + ir * u1
+            vector[i, a] = rhs[a]
+            for k in range(nuisances):
+                vector[i, a] -= half[k, a] * half[k, m]
             for b in range(a + 1):
-                value = normal[a, b] - z0 * normal[m, b] - z1 * normal[m + 1, b]
+                value = normal[a, b]
+                for k in range(nuisances):
+                    value -= half[k, a] * half[k, b]
                 matrix[i, a, b] = value
                 matrix[i, b, a] = value
 
@@ -135,6 +180,9 @@ def line_statistics(
     grid: np.ndarray,
     basis: np.ndarray,
     amplitude: np.ndarray | None = None,
+    *,
+    neighbours: np.ndarray | None = None,
+    shape: np.ndarray | None = None,
 ) -> LineStatistics:
     """Reduced normal equations of lines seen in native pixels.
 
@@ -148,6 +196,10 @@ def line_statistics(
         First the mean profile, then the components.
     amplitude : ndarray (n,), optional
         Rough amplitude of each line, to keep numbers of order one; by default the largest good pixel.
+    neighbours : ndarray (n, Q), optional
+        Offsets (Angstrom) from the line of other lines of the lamp, NaN where there are fewer than Q.
+    shape : ndarray (n_sample,) or (n, n_sample), optional
+        Profile of the neighbours on ``grid``, unit area, for all lines or each; the first of ``basis`` by default.
 
     Returns
     -------
@@ -161,8 +213,14 @@ def line_statistics(
     matrix, vector = np.empty((n, m, m)), np.empty((n, m))
     scalar, n_pixels = np.empty(n), np.empty(n, dtype=np.int64)
     inverse_dx = (grid.size - 1) / (grid[-1] - grid[0])
+    neighbours = np.empty((n, 0)) if neighbours is None else np.ascontiguousarray(neighbours, dtype=np.float64)
+    if neighbours.shape[0] != n or neighbours.ndim != 2:
+        raise ValueError(f"neighbours must have shape ({n}, Q), got {neighbours.shape}")
+    shape = np.ascontiguousarray(np.atleast_2d(basis[0] if shape is None else shape), dtype=np.float64)
+    # the line's own flux, of unit amplitude, is the inverse of the peak of a profile of unit area
+    ridge = (shape[0].max() / NEIGHBOUR_PRIOR) ** 2
     _reduce(
         offset, flux, ivar, np.ascontiguousarray(basis, dtype=np.float64), grid[0], inverse_dx,
-        0.5 * (grid[-1] - grid[0]), matrix, vector, scalar, n_pixels, amplitude,
+        0.5 * (grid[-1] - grid[0]), neighbours, shape, ridge, matrix, vector, scalar, n_pixels, amplitude,
     )  # fmt: skip
     return LineStatistics(matrix, vector, scalar, n_pixels, amplitude)

@@ -134,12 +134,21 @@ def _accumulate(
     """Add lines to the normal equations (n_group, RK, RK) and (n_group, RK) of their groups."""
     gradient, h = newton_system(stats, coefficients)
     r, k = functions.shape[1], gradient.shape[1]
+    # both factors of the outer products are symmetric: a quarter of the numbers is all of them
+    (p, q), (i, j) = np.triu_indices(r), np.triu_indices(k)
+    square = functions[:, p] * functions[:, q]
+    packed = h[:, i, j]
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0, True])
+    block = np.empty((r, r, k, k))
     for a, b in itertools.pairwise(starts):
         m = order[a:b]
-        f, g = functions[m], group[m[0]]
-        outer = (f[:, :, None] * f[:, None, :]).reshape(m.size, r * r)
-        block = (outer.T @ h[m].reshape(m.size, k * k)).reshape(r, r, k, k)
+        g = group[m[0]]
+        sums = square[m].T @ packed[m]
+        half = np.empty((sums.shape[0], k, k))
+        half[:, i, j] = sums
+        half[:, j, i] = sums
+        block[p, q] = half
+        block[q, p] = half
         hessian[g] += block.transpose(0, 2, 1, 3).reshape(r * k, r * k)
-        rhs[g] += (f.T @ gradient[m]).ravel()
+        rhs[g] += (functions[m].T @ gradient[m]).ravel()
