@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 from numpy.polynomial.legendre import legvander
@@ -29,8 +30,7 @@ Correlation = Callable[[np.ndarray], np.ndarray]
 
 def fiber_functions(x: np.ndarray) -> np.ndarray:
     """Functions (n, 3) of labels scaled to [-0.5, 0.5] that a fibre's own term is made of: Legendre in wavelength."""
-    w = 2.0 * x[:, 2]
-    return np.stack([np.ones_like(w), w, 1.5 * w**2 - 0.5], axis=1)
+    return legvander(2.0 * x[:, 2], 2)
 
 
 #: Highest degrees in fibre and wavelength of a night's term.
@@ -43,13 +43,21 @@ def night_functions(x: np.ndarray) -> np.ndarray:
 
     A change of focus acts through the tilt and curvature of the detector: on both together.
     """
-    f, w = (legvander(2.0 * x[:, i], d) for i, d in zip((1, 2), NIGHT_DEGREES, strict=True))
-    return (f[:, :, None] * w[:, None, :]).reshape(x.shape[0], -1)
+    return _night_products(*(legvander(2.0 * x[:, i], d) for i, d in zip((1, 2), NIGHT_DEGREES, strict=True)))
+
+
+def _night_products(f: np.ndarray, w: np.ndarray) -> np.ndarray:
+    f, w = (a[:, : d + 1] for a, d in zip((f, w), NIGHT_DEGREES, strict=True))
+    return (f[:, :, None] * w[:, None, :]).reshape(len(f), -1)
+
+
+#: Highest degree in fibre of a line's term.
+LINE_DEGREE = 3
 
 
 def line_functions(x: np.ndarray) -> np.ndarray:
     """Functions (n, 4) of scaled labels that a line's term is made of: Legendre in fibre."""
-    return legvander(2.0 * x[:, 1], 3)
+    return legvander(2.0 * x[:, 1], LINE_DEGREE)
 
 
 def exponential(lag: np.ndarray) -> np.ndarray:
@@ -82,11 +90,15 @@ def surface_functions(x: np.ndarray) -> np.ndarray:
 
     First those in fibre and wavelength, then those that change with time, too.
     """
-    t, f, w = (legvander(2.0 * x[:, i], d) for i, d in enumerate((TREND_DEGREES[0], *SURFACE_DEGREES)))
-    plane = (f[:, :, None] * w[:, None, :]).reshape(x.shape[0], -1)
-    _, p, q = TREND_DEGREES
-    trend = t[:, 1:, None, None] * f[:, None, : p + 1, None] * w[:, None, None, : q + 1]
-    return np.concatenate([plane, trend.reshape(x.shape[0], -1)], axis=1)
+    degrees = (TREND_DEGREES[0], *SURFACE_DEGREES)
+    return _surface_products(*(legvander(2.0 * x[:, i], d) for i, d in enumerate(degrees)))
+
+
+def _surface_products(t: np.ndarray, f: np.ndarray, w: np.ndarray) -> np.ndarray:
+    (n, p, q), (f_degree, w_degree) = TREND_DEGREES, SURFACE_DEGREES
+    plane = f[:, : f_degree + 1, None] * w[:, None, : w_degree + 1]
+    trend = t[:, 1 : n + 1, None, None] * plane[:, None, : p + 1, : q + 1]
+    return np.concatenate([plane.reshape(len(t), -1), trend.reshape(len(t), -1)], axis=1)
 
 
 def surface_degrees() -> np.ndarray:
@@ -168,27 +180,49 @@ class Expansion:
 
     def particular(self, x: np.ndarray, lmjm: np.ndarray, fiber: np.ndarray) -> np.ndarray:
         """Surface, fibre, line and night terms (n, K) at scaled labels (n, 3), times and fibres (n,)."""
+        degrees = np.maximum(TREND_DEGREES, [0, *SURFACE_DEGREES])
+        degrees = np.maximum(degrees, [0, max(NIGHT_DEGREES[0], LINE_DEGREE), max(NIGHT_DEGREES[1], 2)])
+        t, f, w = (legvander(2.0 * x[:, i], int(d)) for i, d in enumerate(degrees))
+        out = _surface_products(t, f, w) @ self.surface_values
         index, known = self._fiber_index(fiber)
-        out = np.einsum("nr,nrk->nk", fiber_functions(x) * known[:, None], self.fiber_values[index])
-        out += surface_functions(x) @ self.surface_values
+        if self.fiber_number.size:
+            one = np.all(fiber == fiber[:1])  # a spectrum's: one matrix product does
+            part = w[:, :3] * known[:, None]
+            out += part @ self.fiber_values[index[0]] if one else _products(part, self.fiber_values[index])
         # few distinct nights and wavelengths among many labels: mix the known ones once for each
         if self.line.size:
             wanted, inverse = np.unique(x[:, 2], return_inverse=True)
             mixed = kriged(wanted, self.line, float(self.line_scale), self.line_values, matern)
-            out += np.einsum("nr,nrk->nk", line_functions(x), mixed[inverse])
+            out += _products(f[:, : LINE_DEGREE + 1], mixed[inverse])
         if self.night.size:
             wanted, inverse = np.unique(night_number(lmjm), return_inverse=True)
             mixed = kriged(wanted, self.night, float(self.night_scale), self.night_values, exponential)
-            out += np.einsum("nr,nrk->nk", night_functions(x), mixed[inverse])
+            functions = _night_products(f, w)
+            out += functions @ mixed[0] if wanted.size == 1 else _products(functions, mixed[inverse])
         return out
+
+    @cached_property
+    def _functions(self) -> np.ndarray:
+        """Mean and components, stacked: (K + 1, n_sample)."""
+        return np.concatenate([self.mean[None], self.components])
+
+    @cached_property
+    def _typical_error(self) -> np.ndarray:
+        variance = np.einsum("kj,kj->j", self.components, self.covariance @ self.components)
+        return np.sqrt(np.maximum(variance, 0.0))
 
     def profiles(self, coefficients: np.ndarray) -> np.ndarray:
         """Profiles (n, n_sample), unit area, of coefficients (n, K)."""
-        return self.mean + coefficients @ self.components
+        return np.concatenate([np.ones((len(coefficients), 1)), coefficients], axis=1) @ self._functions
 
     def error(self, fiber: np.ndarray) -> np.ndarray:
         """1-sigma error (n, n_sample) of unit-area profiles of fibres (n,)."""
-        variance = np.einsum("kj,kl,lj->j", self.components, self.covariance, self.components)
+        if self.fiber_number.size == 0:
+            return np.broadcast_to(self._typical_error, (fiber.size, self.mean.size)).copy()
         index, known = self._fiber_index(fiber)
-        scale = np.where(known, self.fiber_scale[index], 1.0)
-        return np.sqrt(np.maximum(variance, 0.0)[None] * scale[:, None])
+        return np.sqrt(np.where(known, self.fiber_scale[index], 1.0))[:, None] * self._typical_error
+
+
+def _products(functions: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Row by row, functions (n, R) times values (n, R, K)."""
+    return (functions[:, None, :] @ values)[:, 0]
