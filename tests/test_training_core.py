@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="lamost_lsf.training needs torch")
 
 from lamost_lsf.spline import quadrature_weights  # noqa: E402
 from lamost_lsf.training.basis import fit_group, learn_basis, spline_functions  # noqa: E402
-from lamost_lsf.training.data import PackedStatistics  # noqa: E402
+from lamost_lsf.training.data import FileRows, PackedStatistics  # noqa: E402
 from lamost_lsf.training.statistics import line_statistics  # noqa: E402
 from lamost_lsf.training.terms import GroupTerm, fit_group_term, newton_system  # noqa: E402
 
@@ -155,16 +155,18 @@ def test_terms_are_shrunk_as_noise_demands_and_an_odd_fiber_is_left_free():
     x, flux, ivar = pixels(rng, fiber.size, basis, own[fiber], sn=100.0)
     packed = PackedStatistics.allocate(fiber.size, 4)
     packed.put(slice(None), line_statistics(x, flux, ivar, GRID, basis))
-    zero = np.zeros((fiber.size, 3))
-    term = fit_group_term(
-        GroupTerm.zero(n_fiber, 1, 3),
-        packed,
-        np.arange(fiber.size),
-        fiber,
-        np.ones((fiber.size, 1)),
-        zero,
-        own_scale=True,
-    )
+    term = GroupTerm.zero(n_fiber, 1, 3)
+    for _ in range(3):
+        values = term.values[:, 0]
+        term = fit_group_term(
+            term,
+            packed,
+            np.arange(fiber.size),
+            fiber,
+            lambda part: np.ones((part.size, 1)),
+            lambda part, values=values: values[fiber[part]],
+            own_scale=True,
+        )
     error = term.values[:, 0] - own
     pull = error / np.sqrt(term.variance[:, 0])
     ordinary = np.arange(n_fiber) != 10
@@ -226,3 +228,28 @@ def test_a_neighbours_wing_is_fitted_away():
     design = np.stack([*columns, np.ones(x.shape[1]), x[i]], axis=1) * np.sqrt(ivar[i])[:, None]
     rest = np.linalg.lstsq(design, flux[i] * np.sqrt(ivar[i]), rcond=None)[1][0]
     assert fitted.chi2(c)[i] == pytest.approx(rest, rel=5e-3)
+
+
+def test_rows_in_a_file_are_those_of_an_array(tmp_path):
+    rng = np.random.default_rng(12)
+    array = rng.normal(size=(50, 7)).astype(np.float32)
+    rows = FileRows(tmp_path / "rows.bin", array.shape)
+    rows[0:30] = array[:30]
+    scattered = rng.permutation(np.arange(30, 50))
+    rows[scattered] = array[scattered]
+    for item in (slice(None), slice(3, 3), slice(4, 40, 3), scattered, np.array([7, 7, 2]), np.array([], dtype=int)):
+        np.testing.assert_array_equal(rows[item], array[item])
+
+
+def test_statistics_in_a_file_are_those_in_memory(tmp_path):
+    rng = np.random.default_rng(13)
+    stats = line_statistics(*pixels(rng, 30, functions(), rng.normal(size=(30, 3))), GRID, functions())
+    both = [PackedStatistics.allocate(30, 4, path) for path in (None, tmp_path / "rows.bin")]
+    index = rng.permutation(30)
+    for packed in both:
+        packed.put(slice(None), stats)
+        packed.put(index[:5], stats[index[5:10]])
+    for a, b in zip(both[0].chunks(index, 7), both[1].chunks(index, 7), strict=True):
+        np.testing.assert_array_equal(a[1].matrix, b[1].matrix)
+        np.testing.assert_array_equal(a[1].n_pixels, b[1].n_pixels)
+    np.testing.assert_array_equal(both[0].n_pixels, both[1].n_pixels)

@@ -28,6 +28,9 @@ __all__ = ["split_by_exposure", "train"]
 _BASIS_LINES = 15_000
 
 
+#: Lines that the metrics are taken from at most.
+_METRIC_LINES = 100_000
+
 #: Bytes of resampled profiles that are held in memory.
 _IN_MEMORY = 1 << 30
 
@@ -86,7 +89,7 @@ def train(
         where another process wants it.
     work : path, optional
         Folder for checkpoints. Training that was killed is taken up from there, and ends with the same weights (on
-        CPU).
+        CPU). With more than a million lines their statistics are kept in a file there instead of in memory.
     checkpoint_every : int
         Steps between checkpoints.
     progress : callable, optional
@@ -158,6 +161,7 @@ def train(
     biases = [m.bias.detach().cpu().double().numpy() for m in layers]
     weights, biases = _fold_constant_labels(weights, biases, scaled)
     check = validation if validation.size else train_index
+    check = check[:: max(1, check.size // _METRIC_LINES)]
     baseline = fit_linear_baseline(trainer.packed, source.labels, scaled, sample)
     meta["metrics"] = {
         "validation_chi2": _reduced(trainer.packed, check, trainer.coefficients(check)),
@@ -194,7 +198,7 @@ def _expanded_trainer(source, scaled, train_index, validation, settings, device,
     del native
     path = None
     if work is not None and len(source) > 1_000_000:
-        path = work / "statistics.npy"  # several million lines are mapped, not held
+        path = work / "statistics.bin"  # several million lines are kept on disk
     packed = PackedStatistics.from_pixels(source.pixels(), len(source), basis, path)
     return ExpandedTrainer(basis, packed, labels, scaled, train_index, validation, settings, device, source), sample
 

@@ -1,7 +1,10 @@
-"""What training works on: labels of every line and its reduced pixel likelihood, in memory or mapped from a file."""
+"""What training works on: labels of every line and its reduced pixel likelihood, in memory or in a file."""
 
 from __future__ import annotations
 
+import itertools
+import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,7 @@ from lamost_lsf.time import night_number
 from lamost_lsf.training.basis import ProfileBasis
 from lamost_lsf.training.statistics import LineStatistics, line_statistics
 
-__all__ = ["Labels", "PackedStatistics"]
+__all__ = ["FileRows", "Labels", "PackedStatistics"]
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,85 @@ class Labels:
         return night_number(self.lmjm)
 
 
+class FileRows:
+    """Rows of float32 in a file, read and written by position: unlike those of a mapped file they are never resident.
+
+    Parameters
+    ----------
+    path : path
+        Made anew.
+    shape : (int, int)
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self._bytes = 4 * shape[1]
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        weakref.finalize(self, os.close, self._file)
+        os.ftruncate(self._file, self._bytes * shape[0])
+
+    def __getitem__(self, item: Any) -> np.ndarray:
+        out = np.empty((0, self.shape[1]), dtype=np.float32)
+        runs, order = self._runs(item)
+        if runs:
+            out = np.empty((sum(n for _, n in runs), self.shape[1]), dtype=np.float32)
+            view, done = memoryview(out).cast("B"), 0
+            for start, n in runs:
+                size = n * self._bytes
+                if os.preadv(self._file, [view[done : done + size]], start * self._bytes) != size:
+                    raise OSError(f"rows {start} to {start + n} could not be read")
+                done += size
+        if order is None:
+            return out
+        result = np.empty_like(out)
+        result[order] = out
+        return result
+
+    def __setitem__(self, item: Any, values: np.ndarray) -> None:
+        runs, order = self._runs(item)
+        values = np.ascontiguousarray(values if order is None else values[order], dtype=np.float32)
+        view, done = memoryview(values).cast("B"), 0
+        for start, n in runs:
+            size = n * self._bytes
+            if os.pwritev(self._file, [view[done : done + size]], start * self._bytes) != size:
+                raise OSError(f"rows {start} to {start + n} could not be written")
+            done += size
+
+    def _runs(self, item: Any) -> tuple[list[tuple[int, int]], np.ndarray | None]:
+        """Stretches of consecutive rows (first, number), and the order that they come in if not as asked for."""
+        if isinstance(item, slice):
+            start, stop, step = item.indices(self.shape[0])
+            if step == 1:
+                return [(start, stop - start)] if stop > start else [], None
+            item = np.arange(start, stop, step)
+        item = np.asarray(item)
+        order = None
+        if np.any(np.diff(item) < 0):
+            order = np.argsort(item, kind="stable")
+            item = item[order]
+        edges = np.flatnonzero(np.r_[True, np.diff(item) != 1, True])
+        return [(int(item[a]), int(b - a)) for a, b in itertools.pairwise(edges)] if item.size else [], order
+
+
 class PackedStatistics:
     """Reduced normal equations of many lines as rows of float32: upper triangle of M, v, s, number of pixels.
 
     Parameters
     ----------
-    rows : ndarray or memmap (n, width)
+    rows : ndarray or FileRows (n, width)
     n_functions : int
         K + 1.
+
+    Attributes
+    ----------
+    n_pixels : ndarray (n,)
+        Good pixels of each line.
     """
 
-    def __init__(self, rows: np.ndarray, n_functions: int) -> None:
+    def __init__(self, rows: np.ndarray | FileRows, n_functions: int) -> None:
         self.rows = rows
         self.n_functions = n_functions
+        self.n_pixels = np.zeros(rows.shape[0], dtype=np.int32)
         self._upper = np.triu_indices(n_functions)
         index = np.zeros((n_functions, n_functions), dtype=np.int64)
         index[self._upper] = np.arange(self._upper[0].size)
@@ -72,11 +141,9 @@ class PackedStatistics:
 
     @classmethod
     def allocate(cls, n: int, n_functions: int, path: Path | None = None) -> PackedStatistics:
-        """Empty rows, in memory or in a file that is mapped."""
+        """Empty rows, in memory or in a file."""
         shape = (n, cls.width(n_functions))
-        if path is None:
-            return cls(np.empty(shape, dtype=np.float32), n_functions)
-        return cls(np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape), n_functions)
+        return cls(np.empty(shape, dtype=np.float32) if path is None else FileRows(path, shape), n_functions)
 
     def __len__(self) -> int:
         return self.rows.shape[0]
@@ -90,6 +157,7 @@ class PackedStatistics:
         block[:, -2] = stats.scalar
         block[:, -1] = stats.n_pixels
         self.rows[item] = block
+        self.n_pixels[item] = stats.n_pixels
 
     def get(self, item: Any) -> LineStatistics:
         """Statistics of some lines, as float64."""

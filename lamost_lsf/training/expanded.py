@@ -117,16 +117,17 @@ class ExpandedTrainer:
         source: TrainingSource | None = None,
     ) -> None:
         self.basis, self.packed, self.labels, self.scaled = basis, packed, labels, scaled
-        usable = packed.rows[:, -1] > 8
+        usable = packed.n_pixels > 8
         self.train, self.validation = train[usable[train]], validation[usable[validation]]
         self.settings, self.device, self.source = settings, device, source
         self.fiber_number, self._fiber = np.unique(labels.fiber, return_inverse=True)
         # lines and nights of the training set only: a held-out one has no term of its own, but may have neighbours
         lines = np.unique(labels.line)
-        position = np.array([scaled[labels.line == n, 2].mean() for n in lines])
+        position = np.array([scaled[np.argmax(labels.line == n), 2] for n in lines])
         lines, position = lines[np.argsort(position)], np.sort(position)
         self.line_position = position[np.isin(lines, labels.line[self.train])]
-        self._line = np.abs(scaled[:, 2, None] - self.line_position).argmin(axis=1)
+        middle = 0.5 * (self.line_position[1:] + self.line_position[:-1])
+        self._line = np.searchsorted(middle, scaled[:, 2])
         self.night_number = np.unique(labels.night[self.train])
         self._all_nights, self._any_night = np.unique(labels.night, return_inverse=True)
         self._night = np.searchsorted(self.night_number, labels.night).clip(max=self.night_number.size - 1)
@@ -137,6 +138,7 @@ class ExpandedTrainer:
         self.fiber_term = GroupTerm.zero(self.fiber_number.size, 3, k)
         self.line_term = GroupTerm.zero(self.line_position.size, 4, k)
         self.night_term = GroupTerm.zero(self.night_number.size, night_functions(scaled[:1]).shape[1], k)
+        self._kriged: dict[str, tuple[GroupTerm, tuple[float, np.ndarray]]] = {}
         torch.manual_seed(settings.seed)
         h = settings.hidden
         self.network = torch.nn.Sequential(
@@ -175,15 +177,28 @@ class ExpandedTrainer:
         out = self._surface(x) @ self.surface_term.values[0]
         out += self.fiber_term.at(self._fiber[index], fiber_functions(x))
         if kriging and np.any(self.line_term.values):
-            scale, weights = krige(self.line_position, self.line_term, LINE_SCALES, matern)
+            scale, weights = self._kriging("line")
             positions, inverse = np.unique(x[:, 2], return_inverse=True)
             mixed = kriged(positions, self.line_position, scale, weights, matern)
             out += np.einsum("nr,nrk->nk", line_functions(x), mixed[inverse])
         if kriging and np.any(self.night_term.values):
-            scale, weights = krige(self.night_number, self.night_term, NIGHT_SCALES, exponential)
-            mixed = kriged(self._all_nights, self.night_number, scale, weights, exponential)
-            out += np.einsum("nr,nrk->nk", night_functions(x), mixed[self._any_night[index]])
+            scale, weights = self._kriging("night")
+            nights, inverse = np.unique(self._any_night[index], return_inverse=True)
+            mixed = kriged(self._all_nights[nights], self.night_number, scale, weights, exponential)
+            out += np.einsum("nr,nrk->nk", night_functions(x), mixed[inverse])
         return out
+
+    def _kriging(self, name: str) -> tuple[float, np.ndarray]:
+        """Correlation length and weights of the line or night term as it is."""
+        term = getattr(self, f"{name}_term")
+        known = self._kriged.get(name)
+        if known is None or known[0] is not term:
+            position, scales, correlation = {
+                "line": (self.line_position, LINE_SCALES, matern),
+                "night": (self.night_number, NIGHT_SCALES, exponential),
+            }[name]
+            self._kriged[name] = known = (term, krige(position, term, scales, correlation))
+        return known[1]
 
     def coefficients(self, index: np.ndarray) -> np.ndarray:
         """Coefficients (n, K) of the whole model."""
@@ -254,7 +269,10 @@ class ExpandedTrainer:
         steps = max(s.min_steps if name == "network" else s.min_steps // 3, round(epochs * self.train.size / batch))
         schedule = Schedule(steps, batch, rate, seed=s.seed + len(name), validate_every=max(50, steps // 40))
         # what is smooth in time and wavelength is the network's, nights and lines have what is left
-        offset = torch.as_tensor(self.particular(self.train, kriging=False), dtype=torch.float32)
+        offset = torch.empty((self.train.size, self.basis.components.shape[0]), dtype=torch.float32)
+        for start in range(0, self.train.size, 65536):
+            part = self.train[start : start + 65536]
+            offset[start : start + part.size] = torch.as_tensor(self.particular(part, kriging=False))
         check = self._validation_sample()
         check_offset = self.particular(check, kriging=False)
         check_offset = torch.as_tensor(check_offset, dtype=torch.float32, device=self.device)
@@ -318,28 +336,23 @@ class ExpandedTrainer:
             self.night_term = self._fitted("night", index)
             self.fiber_term = self._fitted("fiber", index)
 
-    def _fitted(self, name: str, index: np.ndarray, *, newton_steps: int = 1) -> GroupTerm:
-        x = self.scaled[index]
+    def _fitted(self, name: str, index: np.ndarray) -> GroupTerm:
         group, functions = {
-            "surface": (np.zeros(index.size, dtype=np.int64), self._surface(x)),
-            "line": (self._line[index], line_functions(x)),
-            "night": (self._night[index], night_functions(x)),
-            "fiber": (self._fiber[index], fiber_functions(x)),
+            "surface": (np.zeros(len(self.labels), dtype=np.int8), self._surface),
+            "line": (self._line, line_functions),
+            "night": (self._night, night_functions),
+            "fiber": (self._fiber, fiber_functions),
         }[name]
         return fit_group_term(
-            getattr(self, f"{name}_term"), self.packed, index, group, functions, self.coefficients(index),
-            own_scale=name == "fiber", newton_steps=newton_steps,
+            getattr(self, f"{name}_term"), self.packed, index, group, lambda part: functions(self.scaled[part]),
+            self.coefficients, own_scale=name == "fiber",
         )  # fmt: skip
 
     def _inliers(self, index: np.ndarray) -> np.ndarray:
         """Lines whose chi-square is not far above what is usual for their fibre and their line."""
-        c = self.coefficients(index)
-        reduced = np.empty(index.size)
-        position = 0
-        for part, stats in self.packed.chunks(index):
-            here = slice(position, position + part.size)
-            reduced[here] = stats.chi2(c[here]) / stats.n_pixels
-            position += part.size
+        reduced = np.concatenate(
+            [stats.chi2(self.coefficients(part)) / stats.n_pixels for part, stats in self.packed.chunks(index)]
+        )
         usual = np.ones(index.size)
         for group in (self._fiber[index], self._line[index]):
             order = np.argsort(group, kind="stable")
@@ -352,8 +365,7 @@ class ExpandedTrainer:
 
     def _expansion(self) -> Expansion:
         covariance, scale = self._error_covariance()
-        line_scale, line_weights = krige(self.line_position, self.line_term, LINE_SCALES, matern)
-        night_scale, night_weights = krige(self.night_number, self.night_term, NIGHT_SCALES, exponential)
+        (line_scale, line_weights), (night_scale, night_weights) = self._kriging("line"), self._kriging("night")
         return Expansion(
             mean=self.basis.mean,
             components=self.basis.components,

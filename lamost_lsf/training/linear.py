@@ -62,7 +62,7 @@ def fit_linear_baseline(
 ) -> LinearBaseline:
     """Fit the baseline to the pixel likelihood of some lines (numbers ``index``)."""
     k = packed.n_functions - 1
-    index = index[packed.rows[index, -1] > 8]
+    index = index[packed.n_pixels[index] > 8]
     time_degree = min(time_degree, np.unique(labels.lmjm[index]).size - 1)
     lines = np.unique(labels.line[index])
     wavelength = np.array([labels.wavelength[index][labels.line[index] == n].mean() for n in lines])

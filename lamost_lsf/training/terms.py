@@ -9,6 +9,7 @@ drawn to the smooth surface as far as noise demands, and a defective one is left
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,14 +72,13 @@ def fit_group_term(
     packed: PackedStatistics,
     index: np.ndarray,
     group: np.ndarray,
-    functions: np.ndarray,
-    coefficients: np.ndarray,
+    functions: Callable[[np.ndarray], np.ndarray],
+    coefficients: Callable[[np.ndarray], np.ndarray],
     *,
     own_scale: bool,
-    newton_steps: int = 3,
     prior_steps: int = 5,
 ) -> GroupTerm:
-    """Fit a term, with its prior, to what other parts of the model leave.
+    """One Newton step of a term, with its prior, on what other parts of the model leave.
 
     Parameters
     ----------
@@ -87,8 +87,11 @@ def fit_group_term(
     packed : PackedStatistics
     index : ndarray (m,)
         Lines to be fitted.
-    group, functions, coefficients : ndarray (m,), (m, R), (m, K)
-        Of those lines; ``coefficients`` are the whole model's.
+    group : ndarray (n,)
+        Group of every line of ``packed``.
+    functions, coefficients : callable
+        The term's functions (k, R) and the whole model's coefficients (k, K) of lines given by their numbers (k,): they
+        are asked for in chunks, so that millions of lines need not be held.
     own_scale : bool
         Whether every group has a prior scale of its own.
 
@@ -98,33 +101,24 @@ def fit_group_term(
     """
     n_group, n_function, n_component = term.values.shape
     size = n_function * n_component
-    values, prior, scale = term.values.copy(), term.prior.ravel().copy(), term.scale.copy()
-    current = coefficients.copy()
+    prior, scale = term.prior.ravel().copy(), term.scale.copy()
+    hessian, rhs = np.zeros((n_group, size, size)), np.zeros((n_group, size))
+    for part, stats in packed.chunks(index, 4096):
+        _accumulate(stats, coefficients(part), group[part], functions(part), hessian, rhs)
+    rhs += np.einsum("gij,gj->gi", hessian, term.values.reshape(n_group, size))
     identity = np.eye(size)
-    variance = term.variance.reshape(n_group, size)
-    for _ in range(newton_steps):
-        hessian, rhs = np.zeros((n_group, size, size)), np.zeros((n_group, size))
-        position = 0
-        for part, stats in packed.chunks(index, 4096):
-            here = slice(position, position + part.size)
-            _accumulate(stats, current[here], group[here], functions[here], hessian, rhs)
-            position += part.size
-        flat = values.reshape(n_group, size)
-        rhs += np.einsum("gij,gj->gi", hessian, flat)
-        for _ in range(prior_steps):
-            precision = 1.0 / (prior[None] * scale[:, None])
-            covariance = np.linalg.inv(hessian + precision[:, :, None] * identity)
-            new = np.einsum("gij,gj->gi", covariance, rhs)
-            variance = np.einsum("gii->gi", covariance)
-            second = new**2 + variance
-            if own_scale:
-                scale = np.maximum((second / prior).mean(axis=1), 1e-3)
-                scale /= np.median(scale)
-            prior = np.maximum((second / scale[:, None]).mean(axis=0), 1e-10)
-        new = new.reshape(values.shape)
-        current += np.einsum("nr,nrk->nk", functions, (new - values)[group])
-        values = new
-    return GroupTerm(values, variance.reshape(values.shape), prior.reshape(values.shape[1:]), scale)
+    for _ in range(prior_steps):
+        precision = 1.0 / (prior[None] * scale[:, None])
+        covariance = np.linalg.inv(hessian + precision[:, :, None] * identity)
+        new = np.einsum("gij,gj->gi", covariance, rhs)
+        variance = np.einsum("gii->gi", covariance)
+        second = new**2 + variance
+        if own_scale:
+            scale = np.maximum((second / prior).mean(axis=1), 1e-3)
+            scale /= np.median(scale)
+        prior = np.maximum((second / scale[:, None]).mean(axis=0), 1e-10)
+    shape = term.values.shape
+    return GroupTerm(new.reshape(shape), variance.reshape(shape), prior.reshape(shape[1:]), scale)
 
 
 def _accumulate(
