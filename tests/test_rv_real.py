@@ -9,9 +9,9 @@ import pytest
 from specutils import Spectrum
 
 import lamost_lsf as ll
-from lamost_lsf.errors import FitWarning
-from lamost_lsf.io import read_lamost, read_lamost_mrs
-from lamost_lsf.rv import RVFlag, measure_rv
+from lamost_lsf.errors import FitWarning, FrameWarning
+from lamost_lsf.io import read_lamost, read_lamost_arrays, read_lamost_mrs
+from lamost_lsf.rv import RVFlag, measure_rv, measure_rvs
 
 C = 299792.458
 WINDOW = (4900, 5400) * u.AA
@@ -136,3 +136,53 @@ def test_medium_resolution_arms_and_exposures_agree(data_dir, phoenix):
             error = np.array([r.rv_err_scaled.value for r in good])
             # within a file: one night or few, so that a single star's exposures agree, but for the wavelength scale
             assert np.median(np.abs(velocity - np.median(velocity))) < 3 * np.median(error) + 2
+
+
+def test_a_batch_of_files_gives_what_single_measurements_give(data_dir, phoenix):
+    """Repeated stars in three windows, whole files at a time, with their scatter next to the pipeline's."""
+    paths = files(data_dir, "lrs_repeats_dr8")
+    windows = {"Mg": WINDOW, "blue": (4000, 5500) * u.AA, "CaT": (8400, 8800) * u.AA}
+    lsf = ll.GaussianIP(1800)
+    table = measure_rvs(paths, phoenix, lsf, windows=windows)
+    assert len(table) == 4 * len(paths)
+    assert set(table["frame"]) == {"heliocentric"}
+    assert set(table["center"]) == {"sersic"}
+    for number, path in list(enumerate(paths))[::12]:
+        spectrum = read_lamost(path)
+        for row in table[4 * number : 4 * number + 3]:
+            alone = quietly(spectrum, phoenix, lsf, window=windows[row["window"]])
+            # the basis of a batch is good to some 0.01 km/s
+            assert abs(row["rv"] - alone.rv.value) < 0.01
+            assert abs(row["rv_err"] / alone.rv_err.value - 1) < 0.01
+            assert row["template"] == alone.template
+            assert row["flags"] == alone.flags
+            assert row["n_rejected"] == alone.n_rejected
+            assert row["file"] == str(path)
+    mg = table[table["window"] == "Mg"]
+    headers = [read_lamost_arrays(path).meta for path in paths]
+    star = np.array([m["designation"] for m in headers])
+    minute = np.array([m["lmjm"][0] for m in headers])
+    pairs = [
+        (a, b)
+        for name in np.unique(star)
+        for a, b in combinations(np.flatnonzero(star == name), 2)
+        if abs(minute[a] - minute[b]) > ANOTHER_NIGHT
+    ]
+    first, second = np.array(pairs).T
+    pipeline = np.array([m["z"] * C for m in headers])
+    assert scatter(mg["rv"][first] - mg["rv"][second]) < min(3.0, scatter(pipeline[first] - pipeline[second]))
+
+
+def test_files_of_all_kinds_become_rows(data_dir, phoenix):
+    """Every LAMOST file at hand, of any survey, release and state: a velocity or a flag with its reason."""
+    paths = sorted(p for p in (data_dir / "lamost").rglob("*.fits*") if p.is_file())[::3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FrameWarning)
+        table = measure_rvs([*paths, data_dir / "README.md"], phoenix, ll.GaussianIP(1800), windows=WINDOW, mask="or")
+    assert len(table) == len(paths) + 1
+    good = np.isfinite(table["rv"])
+    assert np.array_equal(good, np.isfinite(table["rv_err"]))
+    assert np.all(table["flags"][~good] != 0)
+    assert all(row["message"] for row in table[~good])
+    assert table["flags"][-1] == RVFlag.UNREADABLE
+    assert np.mean(good) > 0.8

@@ -82,6 +82,14 @@ class IPArchive:
             )
         self._load = lru_cache(maxsize=64)(_read_model)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the models that are kept: a cache does not pickle as one."""
+        return {key: value for key, value in self.__dict__.items() if key != "_load"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._load = lru_cache(maxsize=64)(_read_model)
+
     def __len__(self) -> int:
         return len(self._files)
 

@@ -1,329 +1,235 @@
-"""Chi-square over trial velocities: templates convolved once with an IP basis, then every velocity is a shift."""
+"""`VelocityEngine`: velocities of many spectra in one window, by a search for all and a fine step for each."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from copy import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import astropy.units as u
 import numpy as np
-from numba import njit
-from specutils import Spectrum
 
-from lamost_lsf.convolution.basis import BoundTemplate, Coefficients, IPBasis, TemplateBasis
-from lamost_lsf.convolution.loggrid import LOG_STEP, gather, lagrange8
-from lamost_lsf.convolution.nodes import lagrange4, lagrange4_derivative, node_position
-from lamost_lsf.lsf import LSF
-from lamost_lsf.rv.continuum import (
-    FixedContinuum,
-    PolynomialContinuum,
-    evaluate_continuum,
-    fit_upper_continuum,
-    scaled_position,
-)
-from lamost_lsf.units import SPEED_OF_LIGHT, check_medium, doppler_factor, to_vacuum_angstrom
+from lamost_lsf.convolution.basis import BoundTemplate, Coefficients, TemplateBasis
+from lamost_lsf.rv.continuum import evaluate_continuum, fit_upper_continuum
+from lamost_lsf.rv.fine import FinePixels, Workspace
+from lamost_lsf.rv.lattice import Lattice
+from lamost_lsf.rv.models import model_at, sums_at_lags
+from lamost_lsf.rv.prepare import Pixels
+from lamost_lsf.rv.result import RVFlag
+from lamost_lsf.rv.search import VelocitySearch
+from lamost_lsf.rv.state import Found, SpectrumState
+from lamost_lsf.rv.trial import log_shift
+from lamost_lsf.units import SPEED_OF_LIGHT
 
-__all__ = ["Minimum", "VelocityEngine", "build_templates", "log_shift", "trial_step", "velocity_grid"]
+__all__ = ["Found", "VelocityEngine"]
 
-#: Coarsest step of the trial velocities, in ln(wavelength): a quarter of LAMOST's pixel, 17.3 km/s.
-COARSEST_STEP = LOG_STEP / 4.0
-#: Trial velocities across one equivalent width (1 / peak) of the profile.
-STEPS_PER_WIDTH = 4.0
-
-_FAST = {"contract", "reassoc", "nsz", "arcp"}
-
-
-def log_shift(velocity: float | np.ndarray) -> np.ndarray:
-    """Shift in ln(wavelength) of velocities in km/s (relativistic)."""
-    return np.log(doppler_factor(velocity))
-
-
-def velocity_of_shift(shift: np.ndarray) -> np.ndarray:
-    """Velocity, km/s, of a shift in ln(wavelength); the inverse of `log_shift`."""
-    return SPEED_OF_LIGHT * np.tanh(shift)
-
-
-def trial_step(lsf: LSF, wavelength: np.ndarray) -> float:
-    """Step of the trial velocities in ln(wavelength): a quarter of the LSF's width, at most 17.3 km/s.
-
-    The chi-square's minimum is as wide as the profile (170 km/s for R = 1800), so none falls between.
-    """
-    width = 1.0 / (lsf.sample(wavelength[[0, -1]]).max(axis=1) * wavelength[[0, -1]])
-    return min(COARSEST_STEP, float(width.min()) / STEPS_PER_WIDTH)
-
-
-def velocity_grid(low: float, high: float, step: float = COARSEST_STEP) -> np.ndarray:
-    """Trial velocities, km/s, ends included, uniform in ln(wavelength), at most ``step`` apart; five at least."""
-    first, last = float(log_shift(low)), float(log_shift(high))
-    count = max(int(np.ceil((last - first) / step - 1e-9)) + 1, 5)
-    velocity = velocity_of_shift(np.linspace(first, last, count))
-    velocity[[0, -1]] = low, high
-    return velocity
-
-
-@dataclass(frozen=True)
-class Minimum:
-    """A local minimum of the chi-square: velocity and error (km/s), chi-square, and whether it was found properly."""
-
-    velocity: float
-    error: float
-    chi2: float
-    converged: bool
-
-
-@njit(cache=True, error_model="numpy")
-def _shifted_models(grid, position, shifts, out):
-    for k in range(shifts.size):
-        gather(grid, position - shifts[k], out[k])
-
-
-@njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _component_weights(s, coefficients, s0, inverse_ds, begin, end, out):
-    """Weights (n, 2 K) of a template's convolved components at pixels begin..end: c_k, then -c_k' (see `basis`)."""
-    n_k = coefficients.shape[1]
-    for j in range(begin, end):
-        i, t = node_position(s[j], s0, inverse_ds, coefficients.shape[0])
-        w, v = lagrange4(t), lagrange4_derivative(t)
-        for k in range(n_k):
-            c = d = 0.0
-            for a in range(4):
-                c += w[a] * coefficients[i + a, k]
-                d += v[a] * coefficients[i + a, k]
-            out[j, k] = c
-            out[j, n_k + k] = -d * inverse_ds
-
-
-@njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _exact_model(values, weights, position, shift, out):
-    """Components (m, 2 K) at ``position - shift`` (in nodes), times their weights (n, 2 K); NaN beyond the nodes."""
-    for j in range(position.size):
-        p = position[j] - shift
-        i = int(np.floor(p))
-        share = lagrange8(p - i)
-        i -= 3
-        if i < 0 or i + 8 > values.shape[0]:
-            out[j] = np.nan
-            continue
-        total = 0.0
-        for a in range(8):
-            part = 0.0
-            for k in range(weights.shape[1]):
-                part += weights[j, k] * values[i + a, k]
-            total += share[a] * part
-        out[j] = total
+#: Passes of rejection at most; each sees cosmic rays that brighter ones hid.
+MAX_PASSES = 8
+#: Precision of a velocity, km/s.
+PRECISION = 1e-3
 
 
 class VelocityEngine:
-    """Templates and one LSF over some pixels; gives chi-squares of a spectrum at any velocity.
+    """Templates over the pixels of one window; gives the velocities of spectra, each with its own LSF.
 
     Parameters
     ----------
     templates : TemplateBasis
     coefficients : Coefficients
-        Of the spectrum's LSF in the templates' basis.
-    wavelength : ndarray (n,)
-        Pixels, vacuum Angstrom.
+        LSF of the search, in the templates' basis: the spectra's own or a typical one.
+    lattice : Lattice
+        Pixels of the search.
     trial : ndarray (k,)
-        Trial velocities of the search, km/s; see `velocity_grid`.
+        Trial velocities, km/s; see `velocity_grid`.
     degree : int
         Of the continuum.
     continuum : {"ratio", "normalize"}
         Polynomial ratio solved at each velocity, or the paper's normalisation of both by the same procedure.
+    limits : tuple of float, optional
+        Velocities beyond which none is accepted, km/s; the first and last trial velocities by default.
+    single : bool
+        Whether the search is made in single precision.
+    keep : int
+        Bytes that the search may keep.
     """
 
     def __init__(
         self,
         templates: TemplateBasis,
         coefficients: Coefficients,
-        wavelength: np.ndarray,
+        lattice: Lattice,
         trial: np.ndarray,
         degree: int,
         continuum: str = "ratio",
+        *,
+        limits: tuple[float, float] | None = None,
+        single: bool = False,
+        keep: int = 256_000_000,
     ) -> None:
-        self.templates = templates
-        self.wavelength = wavelength
+        self.templates, self.lattice, self.degree, self.continuum = templates, lattice, int(degree), continuum
         self.trial = trial
-        self.degree = degree
-        self.continuum = continuum
-        self._range = float(wavelength[0]), float(wavelength[-1])
-        self._scaled = scaled_position(wavelength, *self._range)
-        self._log_wavelength = np.log(wavelength)
+        self._shift = log_shift(trial)
         grid = templates.grid
-        self._position = grid.position(self._log_wavelength)
         # Search: the templates seen through the LSF at rest, then shifted. That is the LSF of a wavelength some ten
         # Angstrom away at most, which the fine step puts right.
         at_rest = np.clip(np.log(grid.wavelength), *np.log(templates.basis.wavelength_range))
-        self._rest = BoundTemplate(templates.values, at_rest).apply(coefficients)
-        self._normalisation = None
+        rest = BoundTemplate(templates.values, at_rest).apply(coefficients)
+        values = templates.values
+        self._range = lattice.log_wavelength[0], lattice.log_wavelength[-1]
         if continuum == "normalize":
-            inside = (grid.wavelength >= self._range[0]) & (grid.wavelength <= self._range[1])
-            x = scaled_position(grid.wavelength[inside], *self._range)
-            self._normalisation = [fit_upper_continuum(x, rest[inside], np.ones(x.size), degree) for rest in self._rest]
-        self.models = [self._coarse_models(i) for i in range(templates.n_templates)]
-        self._set_lsf(coefficients)
+            curves = [self._curve_at_rest(row) for row in rest]
+            rest = np.array([row / curve for row, curve in zip(rest, curves, strict=True)])
+            values = np.array([v / c[:, None] for v, c in zip(values, curves, strict=True)])
+        self._values = values
+        self._search = VelocitySearch(
+            rest, grid, lattice.log_wavelength, self._shift, 0 if continuum == "normalize" else degree, single, keep
+        )
+        self._trial_step = float(self._shift[-1] - self._shift[0]) / (self._shift.size - 1)
+        self._step = self._trial_step / grid.step
+        # no template need reach beyond them
+        self._velocities = limits if limits is not None else (float(trial[0]), float(trial[-1]))
+        ends = log_shift(np.array(self._velocities))
+        self._limits = float(ends[0]) / grid.step, float(ends[1]) / grid.step
+        self._precision = PRECISION / (SPEED_OF_LIGHT * grid.step)
 
-    def with_lsf(self, coefficients: Coefficients) -> VelocityEngine:
-        """The same templates, pixels and search with another spectrum's LSF, which only fine steps need."""
-        new = copy(self)
-        new._set_lsf(coefficients)
-        return new
+    def _scaled(self, log_wavelength: np.ndarray) -> np.ndarray:
+        low, high = np.exp(self._range)
+        return 2.0 * (np.exp(log_wavelength) - low) / (high - low) - 1.0
 
-    def _set_lsf(self, coefficients: Coefficients) -> None:
-        s = self._log_wavelength
-        edges = [0, *np.searchsorted(s, np.log(coefficients.boundaries)).tolist(), s.size]
-        self._weights = np.empty((s.size, self.templates.values.shape[2]))
-        for k, value in enumerate(coefficients.values):
-            start, step = coefficients.log_start[k], coefficients.log_step[k]
-            _component_weights(s, value, start, 1.0 / step, edges[k], edges[k + 1], self._weights)
+    def _curve_at_rest(self, rest: np.ndarray) -> np.ndarray:
+        """Continuum (n_node,) of a template at rest."""
+        grid = self.templates.grid
+        x = self._scaled(np.arange(grid.start, grid.start + grid.size) * grid.step)
+        inside = (np.abs(x) <= 1.0) & np.isfinite(rest)
+        return evaluate_continuum(fit_upper_continuum(x[inside], rest[inside], np.ones(inside.sum()), self.degree), x)
 
-    def _coarse_models(self, template: int) -> np.ndarray:
-        """Models (k, n) of a template at the trial velocities, before the continuum."""
-        out = np.empty((self.trial.size, self.wavelength.size))
-        shifts = log_shift(self.trial)
-        _shifted_models(self._rest[template], self._position, shifts / self.templates.grid.step, out)
-        if self._normalisation is not None:
-            rest = scaled_position(self.wavelength[None] * np.exp(-shifts)[:, None], *self._range)
-            out /= evaluate_continuum(self._normalisation[template], rest)
+    def find(
+        self, pixels: Sequence[Pixels], coefficients: Sequence[Coefficients], cosmic_sigma: float | None = 6.0
+    ) -> list[Found]:
+        """Velocities of spectra.
+
+        Parameters
+        ----------
+        pixels : sequence of Pixels
+            On the lattice of the search or, if that is uniform, on any wavelengths between its ends.
+        coefficients : sequence of Coefficients
+            Each spectrum's own LSF, in the templates' basis.
+        cosmic_sigma : float, optional
+            Pixels above the model by this many rescaled errors are rejected; None keeps all.
+
+        Returns
+        -------
+        list of Found
+        """
+        spectra = [SpectrumState(self, p, c) for p, c in zip(pixels, coefficients, strict=True)]
+        waiting, space = spectra, Workspace()
+        for remaining in range(MAX_PASSES, -1, -1):
+            self._search_all(waiting)
+            # spectrum by spectrum from here: what belongs to one stays in the processor's cache
+            again = []
+            for s in waiting:
+                s.refine(space)
+                if cosmic_sigma is not None and remaining and s.reject(cosmic_sigma):
+                    again.append(s)
+                else:
+                    s.judge()
+                s.fine = None  # its memory is the next one's
+            waiting = again
+            if not waiting:
+                break
+        self._second_stars([s for s in spectra if s.doubtful.size])
+        found = [s.found() for s in spectra]
+        if self.lattice.uniform:
+            # an LSF far from the search's may lead it astray: once more with the spectrum's own
+            for i, f in enumerate(found):
+                if RVFlag.NO_CONVERGENCE in f.flags:
+                    found[i] = self._alone(pixels[i], coefficients[i]).find(
+                        [pixels[i]], [coefficients[i]], cosmic_sigma
+                    )[0]
+        return found
+
+    def _alone(self, pixels: Pixels, coefficients: Coefficients) -> VelocityEngine:
+        """The same engine for one spectrum."""
+        return VelocityEngine(
+            self.templates, coefficients, Lattice(np.log(pixels.wavelength)), self.trial, self.degree, self.continuum,
+            limits=self._velocities, keep=0,
+        )  # fmt: skip
+
+    def model(self, found: Found, pixels: Pixels, coefficients: Coefficients) -> np.ndarray:
+        """Best model (n,) of a spectrum that `find` measured, at all its pixels."""
+        s = np.log(pixels.wavelength)
+        out = model_at(self._values[found.best], s, self.templates.grid.position(s), coefficients, found.shift)
+        x = (2.0 * pixels.wavelength - (pixels.wavelength[0] + pixels.wavelength[-1])) / np.ptp(pixels.wavelength)
+        out *= self._fitted(found, pixels, coefficients).continuum(x)
+        if self.continuum == "normalize":
+            x = self._scaled(s)
+            out *= evaluate_continuum(fit_upper_continuum(x, pixels.flux, pixels.ivar, self.degree), x)
         return out
 
-    def solver(self, flux: np.ndarray, ivar: np.ndarray) -> PolynomialContinuum:
-        """Continuum solver of one spectrum: flux and inverse variance (n,), 0 for unused pixels."""
-        if self.continuum == "ratio":
-            return PolynomialContinuum(self._scaled, self.degree, flux, ivar)
-        fit = fit_upper_continuum(self._scaled, flux, ivar, self.degree)
-        return FixedContinuum(self._scaled, self.degree, flux, ivar, evaluate_continuum(fit, self._scaled))
+    def _fitted(self, found: Found, pixels: Pixels, coefficients: Coefficients) -> FinePixels:
+        """The fit of a spectrum that `find` measured."""
+        state = SpectrumState(self, pixels, coefficients)
+        fine = FinePixels(
+            pixels.wavelength, state.flux, found.ivar, coefficients, self.templates.grid, state.degree
+        )  # fmt: skip
+        fine.chi2(self._values, found.best, found.shift)
+        return fine
 
-    def exact_model(self, template: int, velocity: float) -> np.ndarray:
-        """Model (n,) of a template at one velocity, seen through the LSF of the observed wavelengths."""
-        shift = math.atanh(velocity / SPEED_OF_LIGHT)  # `log_shift`, without an array
-        model = np.empty(self.wavelength.size)
-        nodes = shift / self.templates.grid.step
-        _exact_model(self.templates.values[template], self._weights, self._position, nodes, model)
-        if self._normalisation is not None:
-            rest = scaled_position(self.wavelength * np.exp(-shift), *self._range)
-            model /= evaluate_continuum(self._normalisation[template], rest)
-        return model
+    def influence(
+        self, found: Found, pixels: Pixels, coefficients: Coefficients, spectrum: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """How a velocity that `find` gave depends on wavelengths and LSF.
 
-    def refine(self, solver: PolynomialContinuum, template: int, chi2: np.ndarray) -> Minimum:
-        """Minimum of the continuous chi-square next to the lowest of the coarse chi-squares (k,) of a template.
+        Parameters
+        ----------
+        found : Found
+        pixels, coefficients
+            As `find` had them.
+        spectrum : ndarray (n_node,), optional
+            The best template itself on the templates' grid.
 
-        Parabolas through three exact chi-squares, at most 1 km/s apart in the end, until the vertex moves by less than
-        1 m/s. The error is where the chi-square has risen by 1, by the curvature seen at points that far apart.
+        Returns
+        -------
+        shares : ndarray (n,)
+            Weight of every pixel's wavelength: minus the change of the velocity by that, in km/s, of the pixel's. The
+            sum is 1.
+        sensitivity : ndarray (n_lag,) or None
+            Derivative of the velocity, km/s, by the values of the kernel (per ln(wavelength)) at the lags of the
+            templates' basis, changed at all wavelengths alike; None without ``spectrum``.
         """
-        trial = self.trial
-        low, high = trial[0], trial[-1]
-        k = int(np.argmin(chi2))
-        if not np.isfinite(chi2[k]):
-            return Minimum(float(trial[k]), np.nan, float(chi2[k]), False)
+        fine = self._fitted(found, pixels, coefficients)
+        shares, weights = fine.influence(self._values, found.best, found.shift)
+        if spectrum is None:
+            return shares, None
+        basis = self.templates.basis
+        out = np.empty(basis.components.shape[1])
+        sums_at_lags(spectrum, fine.position, found.shift, weights, basis.first_lag, out)
+        scale = self.templates.grid.step * SPEED_OF_LIGHT * (1.0 - (found.velocity / SPEED_OF_LIGHT) ** 2)
+        return shares, out * scale
 
-        def exact(v: float) -> float:
-            return solver.chi2(self.exact_model(template, v))
+    def _search_all(self, spectra: list[SpectrumState]) -> None:
+        """Search for every spectrum."""
+        chi2, offset = self._chi2_of([(s.wavelength, s.flux, s.ivar) for s in spectra])
+        for i, s in enumerate(spectra):
+            s.trial_chi2, s.offset = chi2[i], offset[i]
 
-        # the coarse neighbours bracket the minimum; what the search's LSF lacks may move it by a little more
-        step = float(np.max(np.diff(trial[max(k - 1, 0) : k + 2])))
-        a, b = max(low, trial[k] - 1.5 * step), min(high, trial[k] + 1.5 * step)
-        i = min(max(k, 1), trial.size - 2)
-        velocity, error = _vertex(trial[i - 1 : i + 2], chi2[i - 1 : i + 2])
-        velocity = float(trial[k]) if not a <= velocity <= b else velocity
-        h = min(0.5 * error, 0.25 * step) if np.isfinite(error) else 0.25 * step
-        vertex = velocity
-        for _ in range(25):
-            # three points within the range that was asked for, beyond which no template need reach
-            h = min(h, 0.25 * (high - low))
-            velocity = min(max(velocity, low + h), high - h)
-            left, middle, right = exact(velocity - h), exact(velocity), exact(velocity + h)
-            curvature = left - 2.0 * middle + right
-            if not math.isfinite(curvature):
-                break
-            if curvature <= 0:
-                # not convex here: on downhill
-                target = velocity - 2.0 * h if left < right else velocity + 2.0 * h
-                h = min(1.5 * h, 0.5 * step)
-            else:
-                error = h * math.sqrt(2.0 / curvature)
-                move = 0.5 * h * (left - right) / curvature
-                target = velocity + min(max(move, -0.5 * step), 0.5 * step)
-                # steps small against any feature of the chi-square, and large against its rounding
-                narrow = min(max(0.5 * error, 0.05), 1.0)
-                # (against the last vertex: at the very end of the range the points cannot be centred on it)
-                if abs(target - vertex) < 1e-3 and h <= 1.01 * narrow:
-                    return self._with_error(exact, target, error)
-                h, vertex = narrow, target
-            if not a <= target <= b:
-                return Minimum(float(target), np.nan, middle, False)
-            velocity = target
-        return Minimum(velocity, np.nan, float(chi2[k]), False)
+    def _chi2_of(
+        self, data: list[tuple[np.ndarray, np.ndarray, np.ndarray]], templates: Sequence[int] | None = None
+    ) -> tuple[np.ndarray, list[float]]:
+        """Chi-squares (m, n_template, k) of spectra (wavelength, flux, inverse variance), and their offsets."""
+        n = self.lattice.log_wavelength.size
+        weighted, ivar, square = np.zeros((len(data), n)), np.zeros((len(data), n)), np.empty(len(data))
+        offset = []
+        for i, arrays in enumerate(data):
+            by, square[i] = self.lattice.deposit(*arrays, weighted[i], ivar[i])
+            offset.append(by)
+        return self._search.chi2(weighted, ivar, square, templates), offset
 
-    def _with_error(self, exact: Callable[[float], float], velocity: float, error: float) -> Minimum:
-        """Minimum with its error from chi-squares about one error away on both sides."""
-        chi2 = exact(velocity)
-        room = min(velocity - self.trial[0], self.trial[-1] - velocity)
-        h = min(max(error, 0.05), room)
-        if h > 0.05:
-            curvature = exact(velocity - h) - 2.0 * chi2 + exact(velocity + h)
-            # on the flanks of a shallow minimum the far points may bend down: the local curvature is then all there is
-            error = h * np.sqrt(2.0 / curvature) if curvature > 0 else error
-        return Minimum(float(velocity), float(error), chi2, True)
+    def _second_stars(self, doubtful: list[SpectrumState]) -> None:
+        """Flag spectra of two stars among those that may be.
 
-
-def _vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Vertex of the parabola through three points, and where it has risen by 1 from there; NaN where not convex."""
-    (d0, d1), (s0, s1) = np.diff(x), np.diff(y) / np.diff(x)
-    half = (s1 - s0) / (d0 + d1)
-    if not (np.isfinite(half) and half > 0):
-        return np.nan, np.nan
-    return float(0.5 * (x[0] + x[1] - s0 / half)), float(1.0 / np.sqrt(half))
-
-
-def build_templates(
-    templates: list[Spectrum],
-    names: list[str],
-    lsf: LSF,
-    center: str | Callable,
-    wavelength: np.ndarray,
-    limits: tuple[float, float],
-) -> tuple[TemplateBasis, Coefficients]:
-    """Templates convolved with a basis of one LSF over some pixels, and the LSF's coefficients.
-
-    Raises
-    ------
-    ValueError
-        A template that does not cover what the pixels see at every trial velocity (``limits``, km/s).
-
-    Warns
-    -----
-    SamplingWarning
-        A template whose pixels are coarse for the profile.
-    """
-    basis = IPBasis.from_lsfs(lsf, (wavelength[0], wavelength[-1]), center=center)
-    _check_coverage(templates, names, basis, wavelength, limits)
-    # TemplateBasis stretches by 1 + v / c
-    fastest = SPEED_OF_LIGHT * (float(doppler_factor(max(abs(v) for v in limits))) - 1.0)
-    return TemplateBasis(templates, basis, max_velocity=fastest), basis.coefficients(lsf, center=center)
-
-
-def _check_coverage(
-    templates: list[Spectrum],
-    names: list[str],
-    basis: IPBasis,
-    wavelength: np.ndarray,
-    limits: tuple[float, float],
-) -> None:
-    step = LOG_STEP / basis.refinement
-    first, last = basis.first_lag, basis.first_lag + basis.components.shape[1]
-    need_low = wavelength[0] / float(doppler_factor(limits[1])) * np.exp(-last * step)
-    need_high = wavelength[-1] / float(doppler_factor(limits[0])) * np.exp(-first * step)
-    for name, template in zip(names, templates, strict=True):
-        medium = check_medium(template.meta.get("wavelength_medium") or "vacuum")
-        # views only: templates may have a million pixels
-        axis = template.spectral_axis
-        low, high = to_vacuum_angstrom(u.Quantity(axis[[0, -1]]), medium, f"the axis of {name}")
-        if not low < high:
-            continue  # TemplateBasis says what is wrong with such an axis
-        if low > need_low or high < need_high:
-            raise ValueError(
-                f"{name} covers {low:.1f}-{high:.1f} A; the window at the trial velocities, with the profile's "
-                f"wings, needs {need_low:.1f}-{need_high:.1f} A: narrow window= or velocity_range="
-            )
+        Lines of one star coincide with others of the template at some velocities: what that does to the chi-square is
+        known from the star's own model without noise.
+        """
+        for template in sorted({s.best for s in doubtful}):
+            group = [s for s in doubtful if s.best == template]
+            chi2, _ = self._chi2_of([(s.wavelength, s.star, s.ivar) for s in group], [template])
+            for s, alone in zip(group, chi2[:, 0], strict=True):
+                s.compare_with_one_star(alone)

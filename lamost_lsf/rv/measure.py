@@ -12,17 +12,21 @@ from specutils import Spectrum
 
 from lamost_lsf.errors import FitWarning
 from lamost_lsf.lsf import LSF
-from lamost_lsf.rv.engine import VelocityEngine, build_templates, trial_step, velocity_grid
+from lamost_lsf.rv.engine import Found, VelocityEngine
+from lamost_lsf.rv.lattice import Lattice
 from lamost_lsf.rv.prepare import (
     Pixels,
     center_name,
+    check_options,
     check_templates,
     lsf_of,
     pixels_in_window,
     velocity_limits,
 )
 from lamost_lsf.rv.result import RVFlag, RVResult
-from lamost_lsf.rv.search import Found, find_velocity
+from lamost_lsf.rv.templates import build_templates
+from lamost_lsf.rv.trial import trial_step, velocity_grid
+from lamost_lsf.rv.windows import default_degree
 
 __all__ = ["measure_rv"]
 
@@ -109,19 +113,14 @@ def measure_rv(
     >>> print(f"{result.rv:.2f}")
     30.00 km / s
     """
-    if continuum not in ("ratio", "normalize"):
-        raise ValueError(f"continuum must be 'ratio' or 'normalize', got {continuum!r}")
-    if degree is not None and not (_is_whole(degree) and 0 <= degree <= 50):
-        raise ValueError(f"degree must be a whole number from 0 to 50, got {degree!r}")
-    if cosmic_sigma is not None and not (np.isreal(cosmic_sigma) and cosmic_sigma > 0):
-        raise ValueError(f"cosmic_sigma must be a positive number or None, got {cosmic_sigma!r}")
+    check_options(continuum, degree, cosmic_sigma)
     templates, names = check_templates(templates)
     limits = velocity_limits(velocity_range)
     pixels, window_used = pixels_in_window(spectrum, window)
     lsf, definition = lsf_of(lsf, spectrum, center)
     if degree is None:
         covered = pixels.wavelength[-1] - pixels.wavelength[0] if pixels.wavelength.size else 0.0
-        degree = int(np.clip(round(covered / 100.0) + 1, 2, 20))
+        degree = default_degree(covered)
     record = {
         "center": center_name(definition),
         "window": window_used,
@@ -136,27 +135,22 @@ def measure_rv(
         return _failure(flags, pixels, record)
     convolved, coefficients = build_templates(templates, names, lsf, definition, pixels.wavelength, limits)
     trial = velocity_grid(*limits, trial_step(lsf, pixels.wavelength))
-    engine = VelocityEngine(convolved, coefficients, pixels.wavelength, trial, degree, continuum)
-    found = find_velocity(engine, pixels.flux, pixels.ivar, cosmic_sigma)
-    if not found.minimum.converged:
+    lattice = Lattice(np.log(pixels.wavelength))
+    engine = VelocityEngine(convolved, coefficients, lattice, trial, degree, continuum)
+    (found,) = engine.find([pixels], [coefficients], cosmic_sigma)
+    if not found.success:
         warnings.warn(f"no velocity was measured: {found.flags.reasons()}", FitWarning, stacklevel=2)
-    return _result(found, pixels, trial, names, record)
+    return _result(found, engine.model(found, pixels, coefficients), pixels, names, record)
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _result(found: Found, pixels: Pixels, trial: np.ndarray, names: list[str], record: dict[str, Any]) -> RVResult:
-    minimum = found.minimum
-    velocity, error = (minimum.velocity, minimum.error) if minimum.converged else (np.nan, np.nan)
-    reduced = minimum.chi2 / found.dof if found.dof > 0 else np.nan
+def _result(found: Found, model: np.ndarray, pixels: Pixels, names: list[str], record: dict[str, Any]) -> RVResult:
+    reduced = found.chi2 / found.dof if found.dof > 0 else np.nan
     n_used = int(np.count_nonzero(found.used))
     return RVResult(
-        rv=velocity * u.km / u.s,
-        rv_err=error * u.km / u.s,
-        rv_err_scaled=error * np.sqrt(max(reduced, 1.0)) * u.km / u.s,
-        chi2=minimum.chi2,
+        rv=found.velocity * u.km / u.s,
+        rv_err=found.error * u.km / u.s,
+        rv_err_scaled=found.error * np.sqrt(max(reduced, 1.0)) * u.km / u.s,
+        chi2=found.chi2,
         dof=found.dof,
         flags=found.flags,
         template=names[found.best],
@@ -164,11 +158,11 @@ def _result(found: Found, pixels: Pixels, trial: np.ndarray, names: list[str], r
         runner_up_delta_chi2=found.runner_up_delta_chi2,
         n_pixels=n_used,
         n_rejected=int(np.count_nonzero(pixels.ivar)) - n_used,
-        trial_velocity=trial,
+        trial_velocity=found.trial,
         trial_chi2=found.trial_chi2,
         wavelength=pixels.wavelength,
         flux=pixels.flux * pixels.scale,
-        model=found.model * pixels.scale,
+        model=model * pixels.scale,
         error=_sigma(pixels),
         used=found.used,
         **record,

@@ -18,7 +18,18 @@ from lamost_lsf.lsf import LSF, as_lsf
 from lamost_lsf.profile import resolve_center
 from lamost_lsf.units import check_medium, to_angstrom
 
-__all__ = ["Pixels", "center_name", "check_templates", "lsf_of", "pixels_in_window", "velocity_limits", "window_limits"]
+__all__ = [
+    "SEGMENT_HALF_WIDTH",
+    "Pixels",
+    "center_name",
+    "check_options",
+    "check_templates",
+    "inverse_variance",
+    "lsf_of",
+    "pixels_in_window",
+    "velocity_limits",
+    "window_limits",
+]
 
 #: Half-width of a segment around one wavelength (Liu et al. 2026, section 5.2), Angstrom.
 SEGMENT_HALF_WIDTH = 150.0
@@ -115,7 +126,7 @@ def pixels_in_window(
     low, high = window_limits(window, wavelength)
     here = (wavelength >= low) & (wavelength <= high)
     flux = np.asarray(spectrum.flux.value, dtype=np.float64)
-    ivar = _inverse_variance(spectrum)
+    ivar = inverse_variance(spectrum)
     bad = ~np.isfinite(flux) | ~np.isfinite(ivar) | ~(ivar > 0)
     if spectrum.mask is not None:
         bad |= np.asarray(spectrum.mask, dtype=bool)
@@ -129,7 +140,8 @@ def pixels_in_window(
     return Pixels(wavelength[ends], flux[ends] / scale, ivar[ends] * scale**2, scale), (low, high)
 
 
-def _inverse_variance(spectrum: Spectrum) -> np.ndarray:
+def inverse_variance(spectrum: Spectrum) -> np.ndarray:
+    """Inverse variance of the flux, in its unit, of a spectrum; not cleaned."""
     uncertainty = spectrum.uncertainty
     if uncertainty is None:
         raise ValueError("the spectrum has no uncertainty; an RV error cannot be computed without one")
@@ -162,6 +174,17 @@ def check_templates(templates: Spectrum | Sequence[Spectrum]) -> tuple[list[Spec
             raise TypeError(f"template {i} must be a specutils Spectrum, got {type(template).__name__}")
     names = [str(t.meta.get("name") or f"template {i}") for i, t in enumerate(templates)]
     return templates, names
+
+
+def check_options(continuum: str, degree: int | None, cosmic_sigma: float | None) -> None:
+    """Raise ValueError for options that make no sense."""
+    if continuum not in ("ratio", "normalize"):
+        raise ValueError(f"continuum must be 'ratio' or 'normalize', got {continuum!r}")
+    whole = isinstance(degree, int | np.integer) and not isinstance(degree, bool)
+    if degree is not None and not (whole and 0 <= degree <= 50):
+        raise ValueError(f"degree must be a whole number from 0 to 50, got {degree!r}")
+    if cosmic_sigma is not None and not (np.isreal(cosmic_sigma) and cosmic_sigma > 0):
+        raise ValueError(f"cosmic_sigma must be a positive number or None, got {cosmic_sigma!r}")
 
 
 def center_name(center: str | Callable) -> str:

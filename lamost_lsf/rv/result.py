@@ -30,6 +30,16 @@ class RVFlag(IntFlag):
     #: Another template fits about as well (chi-square within 1 of the best, scaled) at a velocity more than 3 errors
     #: away.
     AMBIGUOUS_TEMPLATE = 32
+    #: The file could not be read; no velocity. This and the following only in batches, where bad input must not raise.
+    UNREADABLE = 64
+    #: Axis, flux or uncertainty cannot be used (no uncertainty, not one spectrum, ...); no velocity.
+    BAD_INPUT = 128
+    #: The frame of the wavelengths is unknown, or cannot be brought to the one asked for; no velocity.
+    WRONG_FRAME = 256
+    #: There is no LSF for this spectrum: no model, labels out of range, header incomplete; no velocity.
+    NO_LSF = 512
+    #: Something else went wrong with this spectrum; the row's message says what; no velocity.
+    FAILED = 1024
 
     def reasons(self) -> str:
         """Names of the flags that are set, separated by commas; "" where none is."""

@@ -43,6 +43,10 @@ class Observatory(IPArchive):
         self._load = lru_cache(maxsize=32)(self._make)
         self._make(1, "blue")  # bad options are refused here, not at the first use
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._load = lru_cache(maxsize=32)(self._make)
+
     def _make(self, spectrograph: int, arm: str) -> SimulatedIP:
         return SimulatedIP(arm, spectrograph, seed=self.seed, **self.options)
 

@@ -11,10 +11,19 @@ here by the scatter integral, sample by sample, and no package's convolution.
 
 What each is given. Ours: the template at full resolution and each spectrum's own LSF. The others cannot take a
 varying asymmetric LSF, so all of them get the template already convolved with each spectrum's own LSF, by the same
-integral and free of charge; those without a continuum of their own also get the true one divided out. Start-up
-(interpolators, caches) is not timed for anybody; what is timed is the velocity of one spectrum. The bound is that of
-each spectrum's velocity with the four coefficients of its continuum unknown; methods told the continuum need not
-respect it.
+integral and free of charge; those without a continuum of their own also get the true one divided out. All look for the
+velocity within the same +-600 km/s, with the errors of the pixels and, where they have a continuum, four terms of it.
+
+What is timed. The velocity of one spectrum; start-up (interpolators, caches, compilation) is not timed for anybody.
+Two times are given for ours: "engine" starts, as the others do, from what the LSF has made of the template (its
+coefficients in the basis), and includes the rejection of cosmic rays and the flags; "measure" (`RVMachine`) starts from
+arrays and LSFs and ends with rows of a table, the evaluation of every LSF included. Ours are measured in batches of
+250. Times are of the processor (one thread), and the tenth percentile of what was seen (of spectra, or of batches),
+which other processes disturb least.
+
+The bound is that of each spectrum's velocity with the four coefficients of its continuum unknown; methods told the
+continuum need not respect it. "direct" is the largest distance from the minimum of the continuous chi-square, found by
+brute force with the scatter integral.
 """
 
 import argparse
@@ -26,21 +35,27 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import astropy.units as u
 import numpy as np
 from astropy.nddata import InverseVariance, StdDevUncertainty
 from numba import njit
-from scipy.optimize import curve_fit
+from scipy.optimize import curve_fit, minimize_scalar
 from specutils import Spectrum
 from threadpoolctl import threadpool_limits
 
 import lamost_lsf as ll
+from lamost_lsf.io import LamostArrays
 from lamost_lsf.lsf import LSF
-from lamost_lsf.rv.engine import VelocityEngine, trial_step, velocity_grid
-from lamost_lsf.rv.search import find_velocity
+from lamost_lsf.rv import RVMachine
+from lamost_lsf.rv.engine import VelocityEngine
+from lamost_lsf.rv.family import LSFFamily
+from lamost_lsf.rv.lattice import Lattice
+from lamost_lsf.rv.prepare import Pixels
+from lamost_lsf.rv.templates import convolve_templates
+from lamost_lsf.rv.trial import trial_step, velocity_grid
 
 C = 299792.458
 STEP = 1e-4
@@ -51,6 +66,10 @@ TRUE_RANGE = 500.0
 SNR = 30.0
 DEGREE = 3
 N_FIBER = 250
+BATCH = 250
+ENGINE = "lamost_lsf engine, own LSFs"
+MACHINE = "lamost_lsf RVMachine.measure, LSFs included"
+SINGLE = "lamost_lsf measure_rv, own LSFs"
 SEPARATION = 1.5  # of the profile's two Gaussians, in sigma
 REACH = (-6.5, 8.5)  # of the profile, Angstrom
 POSITION = 2 * (AXIS - AXIS[0]) / (AXIS[-1] - AXIS[0]) - 1
@@ -145,7 +164,7 @@ def star() -> tuple[np.ndarray, str]:
     return flux, "400 random lines"
 
 
-def make(n: int, template: np.ndarray, rng: np.random.Generator) -> list[dict]:
+def make(n: int, template: np.ndarray, rng: np.random.Generator, snr: float = SNR) -> list[dict]:
     """Spectra: flux, sigma, continuum, fibre, velocity, and the Cramer-Rao bound of the velocity.
 
     They come in pairs with opposite noise, whose mean shows a bias without what noise does to first order.
@@ -159,7 +178,7 @@ def make(n: int, template: np.ndarray, rng: np.random.Generator) -> list[dict]:
             scatter(FINE * doppler(v), template, AXIS, *fiber.parameters, target)
         continuum = polynomials @ np.array([1.0, *rng.normal(0, 0.15, DEGREE)])
         clean = model * continuum
-        sigma = np.median(clean) / SNR
+        sigma = np.median(clean) / snr
         jacobian = np.column_stack([(up - down) * continuum, model[:, None] * polynomials]) / sigma
         same = {
             "sigma": np.full(AXIS.size, sigma),
@@ -173,34 +192,54 @@ def make(n: int, template: np.ndarray, rng: np.random.Generator) -> list[dict]:
     return out
 
 
-# --- measurements: each takes one spectrum and gives a velocity in km/s
-# ------------------------------------------------
+# --- measurements: each takes one spectrum, or a batch, and gives velocities in km/s ----------------------------------
+
+
+def star_spectrum(template: np.ndarray) -> Spectrum:
+    return Spectrum(flux=template * u.one, spectral_axis=FINE * u.AA)
 
 
 def ours_engine(spectra: list[dict], template: np.ndarray, lsf: LSF | None = None) -> Callable:
     """One basis and one search for all; each spectrum's own LSF for the fine step, or ``lsf`` for all."""
-    fibers = {s["fiber"].parameters: s["fiber"] for s in spectra}
-    sampled = list(fibers.values())[::10] if lsf is None else [lsf]
-    basis = ll.IPBasis.from_lsfs(sampled, (AXIS[0], AXIS[-1]), center="zero")
-    convolved = ll.TemplateBasis(
-        Spectrum(flux=template * u.one, spectral_axis=FINE * u.AA), basis, max_velocity=RANGE[1] + 5
-    )
+    fibers = {s["fiber"].parameters: (s["fiber"] if lsf is None else lsf).centered("zero") for s in spectra}
+    sampled = list(fibers.values())[::10] if lsf is None else [lsf.centered("zero")]
+    window = float(AXIS[0]), float(AXIS[-1])
+    family = LSFFamily(sampled, window)
+    convolved = convolve_templates([star_spectrum(template)], ["star"], family.basis, window, RANGE)
     trial = velocity_grid(*RANGE, trial_step(sampled[0], AXIS))
-    middle = sampled[len(sampled) // 2]
-    search = VelocityEngine(convolved, basis.coefficients(middle, center="zero"), AXIS, trial, DEGREE)
-    own = {
-        key: search.with_lsf(basis.coefficients(fiber if lsf is None else lsf, center="zero"))
-        for key, fiber in fibers.items()
-    }
+    lattice = Lattice.covering(*np.log(window), STEP * np.log(10))
+    engine = VelocityEngine(convolved, family.typical, lattice, trial, DEGREE, single=True)
+    own = {key: family.coefficients(fiber)[0] for key, fiber in fibers.items()}
 
-    def measure(s: dict) -> float:
-        return find_velocity(own[s["fiber"].parameters], s["flux"], s["sigma"] ** -2).minimum.velocity
+    def details(batch: Sequence[dict]) -> list:
+        pixels = [Pixels(AXIS, s["flux"], s["sigma"] ** -2, 1.0) for s in batch]
+        return engine.find(pixels, [own[s["fiber"].parameters] for s in batch])
 
+    def measure(batch: Sequence[dict]) -> list[float]:
+        return [found.velocity for found in details(batch)]
+
+    measure.batch, measure.details = BATCH, details
+    return measure
+
+
+def ours_machine(spectra: list[dict], template: np.ndarray) -> Callable:
+    """`RVMachine.measure`: what `measure_rvs` does with arrays."""
+    window = (AXIS[0] - 0.1, AXIS[-1] + 0.1) * u.AA
+    machine = RVMachine(
+        star_spectrum(template), windows=window, velocity_range=RANGE, degree=DEGREE, center="zero"
+    )  # fmt: skip
+    good = np.zeros(AXIS.size, dtype=bool)
+
+    def measure(batch: Sequence[dict]) -> list[float]:
+        items = [LamostArrays(AXIS, s["flux"], s["sigma"] ** -2, good, {}) for s in batch]
+        return [row["rv"] for row in machine.measure(items, [s["fiber"] for s in batch])]
+
+    measure.batch = BATCH
     return measure
 
 
 def ours(spectra: list[dict], template: np.ndarray) -> Callable:
-    star_ = Spectrum(flux=template * u.one, spectral_axis=FINE * u.AA)
+    star_ = star_spectrum(template)
 
     def measure(s: dict) -> float:
         observed = Spectrum(
@@ -222,7 +261,7 @@ LOG_AXIS = 10 ** np.arange(np.log10(4885.0), np.log10(5315.0), STEP / 4)
 
 
 def rvspecfit_(spectra: list[dict], template: np.ndarray) -> Callable:
-    """Its own chi-square search, `find_best`, at 10 km/s and then at 0.5 km/s; 8 continuum terms."""
+    """Its own chi-square search, `find_best`, at 10 km/s and then at 0.5 km/s; four terms of continuum."""
     from rvspecfit import spec_fit, spec_inter
     from rvspecfit.frozendict import frozendict
 
@@ -231,7 +270,7 @@ def rvspecfit_(spectra: list[dict], template: np.ndarray) -> Callable:
             return parameters
 
     config = frozendict({"min_vel": RANGE[0], "max_vel": RANGE[1], "template_lib": "none"})
-    options = {"npoly": 8}
+    options = {"npoly": DEGREE + 1}
     cache = spec_inter.interp_cache
     cache.template_lib, cache.interps = "none", {}
     for i, s in enumerate(spectra):
@@ -370,11 +409,15 @@ def specutils_(spectra: list[dict], template: np.ndarray) -> Callable:
 
 
 def row(name: str, spectra: list[dict], measure: Callable) -> dict:
-    measure(spectra[0])  # compile, warm caches
-    velocity, clock = [], [time.perf_counter()]
-    for s in spectra:
-        velocity.append(measure(s))
-        clock.append(time.perf_counter())
+    size = getattr(measure, "batch", 0)
+    batches = [spectra[i : i + size] for i in range(0, len(spectra), size)] if size else spectra
+    measure(batches[0])  # compile, warm caches
+    velocity, times = [], []
+    for batch in batches:
+        start = time.process_time()
+        result = measure(batch)
+        times.append((time.process_time() - start) / (len(batch) if size else 1))
+        velocity += result if size else [result]
     off = (np.array(velocity) - [s["velocity"] for s in spectra]).reshape(-1, 2)
     pull = off / np.array([s["bound"] for s in spectra]).reshape(-1, 2)
     lost = np.any(~(np.abs(off) < 100.0), axis=1)
@@ -384,7 +427,8 @@ def row(name: str, spectra: list[dict], measure: Callable) -> dict:
     return {
         "method": name,
         "n": len(spectra),
-        "milliseconds": 1e3 * float(np.median(np.diff(clock))),
+        # what the machine does when others leave it alone
+        "milliseconds": 1e3 * float(np.percentile(times, 10)),
         "bias": float(off.mean()),
         "bias_error": float(off.mean(axis=1).std() / np.sqrt(len(off))),
         "scatter": float(off.std()),
@@ -392,7 +436,39 @@ def row(name: str, spectra: list[dict], measure: Callable) -> dict:
         "ratio_low": float(np.percentile(draws, 2.5)),
         "ratio_high": float(np.percentile(draws, 97.5)),
         "lost": int(lost.sum()),
+        "velocity": np.array(velocity),
     }
+
+
+def largest_departure(spectra: list[dict], velocity: np.ndarray, template: np.ndarray, n: int = 40) -> float:
+    """Largest distance, km/s, of velocities from the minimum of the chi-square made by the scatter integral."""
+    polynomials = np.polynomial.legendre.legvander(POSITION, DEGREE)
+    model, worst = np.empty(AXIS.size), 0.0
+    for s, found in list(zip(spectra, velocity, strict=True))[:: max(1, len(spectra) // n)]:
+
+        def chi2(v: float, s: dict = s) -> float:
+            scatter(FINE * doppler(v), template, AXIS, *s["fiber"].parameters, model)
+            design, data = model[:, None] * polynomials / s["sigma"][:, None], s["flux"] / s["sigma"]
+            return float(np.sum((data - design @ np.linalg.lstsq(design, data, rcond=None)[0]) ** 2))
+
+        near = (s["velocity"] - 30, s["velocity"] + 30)
+        best = minimize_scalar(chi2, bounds=near, method="bounded", options={"xatol": 1e-3})
+        worst = max(worst, abs(best.x - found))
+    return worst
+
+
+def reported_errors(template: np.ndarray, n: int) -> list[dict]:
+    """Scatter of the velocities in units of the errors that are given with them, at several signal-to-noise ratios."""
+    out = []
+    for snr in (10.0, 20.0, 30.0, 50.0, 100.0):
+        spectra = make(n, template, np.random.default_rng(int(snr)), snr)
+        find = ours_engine(spectra, template)
+        found = [x for i in range(0, n, BATCH) for x in find.details(spectra[i : i + BATCH])]
+        pull = [(x.velocity - s["velocity"]) / x.error for x, s in zip(found, spectra, strict=True)]
+        flagged = sum(x.flags != 0 for x in found)
+        out.append({"snr": snr, "n": n, "ratio": 1.0 / float(np.std(pull)), "flagged": flagged})
+        print(f"S/N {snr:g}: reported error / true scatter {out[-1]['ratio']:.3f} ({n} spectra, {flagged} flagged)")
+    return out
 
 
 def run(quick: bool = False) -> list[dict]:
@@ -410,8 +486,9 @@ def run(quick: bool = False) -> list[dict]:
         middle = gaussian_fit(0.22)[1]
         gauss = ll.GaussianIP(1800.0 / middle, wavelength_range=(4000, 6000)).at()
         cases = [
-            ("lamost_lsf engine, own LSFs", spectra, lambda s, t: ours_engine(s, t), None),
-            ("lamost_lsf measure_rv, own LSFs", few, ours, None),
+            (ENGINE, spectra, lambda s, t: ours_engine(s, t), None),
+            (MACHINE, spectra, ours_machine, None),
+            (SINGLE, few, ours, None),
             ("lamost_lsf engine, one Gaussian LSF for all", spectra, lambda s, t: ours_engine(s, t, gauss), None),
             ("rvspecfit find_best", few, rvspecfit_, "rvspecfit"),
             ("ppxf", few, ppxf_, "ppxf"),
@@ -436,10 +513,17 @@ def run(quick: bool = False) -> list[dict]:
             rows.append(row(name, chosen, measure))
             r = rows[-1]
             print(
-                f"{name:<44}{r['n']:>6}{r['milliseconds']:>9.2f}{r['bias']:>+14.3f} +- {r['bias_error']:.3f}"
+                f"{name:<44}{r['n']:>6}{r['milliseconds']:>9.3f}{r['bias']:>+14.3f} +- {r['bias_error']:.3f}"
                 f"{r['ratio']:>12.3f} [{r['ratio_low']:.3f}, {r['ratio_high']:.3f}]{r['lost']:>6}",
                 flush=True,
             )
+        for r in rows[:2]:
+            r["direct"] = largest_departure(spectra, r["velocity"], template)
+            print(f"{r['method']}: at most {r['direct']:.4f} km/s from the minimum of the direct chi-square")
+        for r in rows[:3]:
+            speed = [f"{p['method'].split()[0]} {p['milliseconds'] / r['milliseconds']:.0f}" for p in rows[4:]]
+            print(f"{r['method']}: times faster than {', '.join(speed)}")
+        rows[0]["errors"] = reported_errors(template, 500 if quick else 4000)
     return rows
 
 
@@ -449,18 +533,31 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tenth of the spectra")
     rows = {r["method"]: r for r in run(parser.parse_args().quick)}
     failed = 0
-    for name in ("lamost_lsf engine, own LSFs", "lamost_lsf measure_rv, own LSFs"):
+
+    def promise(kept: bool, text: str) -> None:
+        nonlocal failed
+        if not kept:
+            print(f"FAILED {text}", file=sys.stderr)
+            failed = 1
+
+    for name in (ENGINE, MACHINE, SINGLE):
         r = rows[name]
         # few spectra know neither number well enough to fail on
-        if r["ratio_low"] > 1.05 or (r["n"] >= 10_000 and r["ratio"] > 1.05):
-            print(f"FAILED {name}: scatter / CRB {r['ratio']:.3f} (promised 1.05)", file=sys.stderr)
-            failed = 1
-        if abs(r["bias"]) > 0.05 + (2 * r["bias_error"] if r["n"] < 10_000 else 0.0):
-            print(f"FAILED {name}: bias {r['bias']:+.3f} km/s (promised 0.05)", file=sys.stderr)
-            failed = 1
-        if r["lost"]:
-            print(f"FAILED {name}: {r['lost']} pairs off by more than 100 km/s", file=sys.stderr)
-            failed = 1
+        promise(r["ratio_low"] <= 1.03, f"{name}: scatter / CRB {r['ratio']:.3f} (promised 1.03)")
+        promise(r["n"] < 10_000 or r["ratio"] <= 1.03, f"{name}: scatter / CRB {r['ratio']:.3f} (promised 1.03)")
+        unsure = 2 * r["bias_error"] if r["n"] < 10_000 else 0.0
+        promise(abs(r["bias"]) <= 0.05 + unsure, f"{name}: bias {r['bias']:+.3f} km/s (promised 0.05)")
+        promise(not r["lost"], f"{name}: {r['lost']} pairs off by more than 100 km/s")
+        promise(r.get("direct", 0.0) <= 0.05, f"{name}: {r.get('direct', 0.0):.3f} km/s from the direct minimum")
+    for r in rows[ENGINE]["errors"]:
+        # 1 / sqrt(2 n) is what so many spectra know it to
+        text = f"S/N {r['snr']:g}: reported error / true scatter {r['ratio']:.3f} (promised 0.95-1.05)"
+        promise(abs(r["ratio"] - 1.0) <= 0.05 + (2.0 / np.sqrt(2 * r["n"]) if r["n"] < 4000 else 0.0), text)
+    for peer, least in (("rvspecfit find_best", 30), ("ppxf", 30), ("PyAstronomy", 18), ("laspec", 18)):
+        for name, r in rows.items():
+            if name.startswith(peer):
+                ratio = r["milliseconds"] / rows[ENGINE]["milliseconds"]
+                promise(ratio >= least, f"{ENGINE}: {ratio:.1f} times faster than {name} (promised {least})")
     return failed
 
 
