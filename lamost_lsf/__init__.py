@@ -37,6 +37,7 @@ _PUBLIC = {
     "TemplateBasis": "convolution",
     "WavelengthSolution": "wavelength",
     "apply_center": "plugins",
+    "calibrate": "calibration",
     "convolve": "convolution",
     "evaluate": "training",
     "extract_profiles": "arcs",
@@ -47,10 +48,15 @@ _PUBLIC = {
     "list_instruments": "instruments",
     "list_plugins": "plugins",
     "measure_rv": "rv",
+    "measure_rvs": "rv",
+    "measure_survey": "batch",
     "plugin_provenance": "plugins",
     "read_lamost": "io",
+    "recalibrate": "calibration",
     "register": "plugins",
+    "shift_center": "calibration",
     "train": "training",
+    "train_all": "training",
 }
 
 #: Needs torch: not part of ``from lamost_lsf import *``, which must work without it.

@@ -2,7 +2,15 @@
 
 from importlib.util import find_spec
 
-_OPTIONAL = {"torch": ("training/*", "sed/*"), "h5py": ("store/*",)}
+_OPTIONAL = {
+    "torch": (
+        "training/*",
+        *(f"sed/{name}.py" for name in ("augmentation", "evaluation", "model", "network", "prediction", "training")),
+    ),
+    "sklearn": ("sed/gaussian_process*.py", "sed/libraries_check.py"),
+    "pyarrow": ("batch/output.py", "batch/run.py"),
+    "h5py": ("store/*",),
+}
 
 collect_ignore_glob = [
     pattern for package, patterns in _OPTIONAL.items() if find_spec(package) is None for pattern in patterns

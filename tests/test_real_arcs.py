@@ -178,8 +178,6 @@ def test_widths_agree_with_gaussians_fitted_to_the_raw_rows(model, profiles):
     assert 4.0 < np.median(pixels) < 5.0
 
 
-# terms of single lines change the LSF at a line faster than tables can follow, by a few 1e-5
-@pytest.mark.filterwarnings("ignore:the LSF between:lamost_lsf.errors.SamplingWarning")
 def test_the_trained_model_turns_narrow_lines_into_the_arc(model, arcs):
     """Lines of a template, convolved and put onto a row's pixels, are that row."""
     row = 100

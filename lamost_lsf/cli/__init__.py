@@ -9,7 +9,22 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from lamost_lsf.cli import convolve, demo, evaluate, extract, plugins, profile, rv, simulate, train
+from lamost_lsf.cli import (
+    calibrate,
+    convolve,
+    demo,
+    evaluate,
+    experiment,
+    extract,
+    flatfield,
+    plugins,
+    profile,
+    rv,
+    sed,
+    simulate,
+    survey,
+    train,
+)
 from lamost_lsf.cli._common import CommandError, one_line
 
 __all__ = ["build_parser", "main"]
@@ -24,7 +39,22 @@ _OPTIONS = {
     "velocity_range=": "--velocity-range",
 }
 
-_COMMANDS = (demo, rv, convolve, profile, plugins, simulate, extract, train, evaluate)
+_COMMANDS = (
+    demo,
+    rv,
+    survey,
+    convolve,
+    profile,
+    calibrate,
+    plugins,
+    simulate,
+    extract,
+    train,
+    evaluate,
+    experiment,
+    sed,
+    flatfield,
+)
 
 
 class _Parser(argparse.ArgumentParser):

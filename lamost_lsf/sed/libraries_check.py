@@ -1,0 +1,159 @@
+"""Clean a library of abnormal spectra, and make those it lacks, by Gaussian-process regression on its labels."""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+from astropy.table import Table
+from scipy.ndimage import median_filter
+
+from lamost_lsf.sed.gaussian_process import SpectralGP, rmsae
+from lamost_lsf.sed.libraries_base import Library
+
+__all__ = ["SpectrumFlag", "check_spectra", "generate_spectra"]
+
+
+class SpectrumFlag(enum.IntFlag):
+    """Why a library spectrum is not taken for normal."""
+
+    RESIDUAL = 1  #: RMSAE (Eq. 3) against the prediction at or above the threshold
+    SPIKE = 2  #: a narrow residual that stands out from those of the other stars
+    BAD_PIXELS = 4  #: non-finite or non-positive flux
+    NO_LABELS = 8  #: a label is unknown
+    OUTSIDE = 16  #: alone in its region of the labels: the regression cannot judge it
+
+
+def generate_spectra(gp: SpectralGP, library: Library, *, name: str | None = None) -> Library:
+    """Spectra of a library's stars as the Gaussian process predicts them from their labels (appendix C).
+
+    Parameters
+    ----------
+    gp : SpectralGP
+        Trained on another library, say MILES at R = 2000.
+    library : Library
+        Whose labels are used; stars without are left out.
+    name : str, optional
+        Of the result.
+
+    Returns
+    -------
+    Library
+        With the additional columns ``novelty`` and ``outside`` (see `GPPrediction`) and the median relative error
+        ``gp_error``.
+    """
+    stars = library[library.labelled]
+    if not len(stars):
+        raise ValueError(f"no star of library {library.name} has all of Teff, log g and [Fe/H]")
+    prediction = gp.predict(stars.labels)
+    table = Table(stars.table, copy=True)
+    table["novelty"], table["outside"] = prediction.novelty, prediction.outside
+    table["gp_error"] = np.median(prediction.error / np.abs(prediction.flux), axis=1)
+    meta = {"reference": "predicted by a Gaussian process from labels", "source": library.name, "flux_unit": ""}
+    return Library(name or f"{library.name}-gp", table, gp.wavelength, prediction.flux, meta=meta)
+
+
+def check_spectra(
+    library: Library,
+    *,
+    threshold: float = 0.05,
+    spike: float = 10.0,
+    margin: float = 1.5,
+    isotropic: bool = True,
+    max_iterations: int = 8,
+) -> tuple[Table, SpectralGP]:
+    """Flag the abnormal spectra of a library by predicting each from the labels of all others (appendix B).
+
+    A star is abnormal whose relative residuals have an RMSAE (Eq. 3) at or above ``threshold``, or a narrow residual (a
+    running median over 11 pixels taken off) of at least ``threshold`` and ``spike`` times the robust scatter of its own
+    others: a spike of a pixel or two hardly shows in the RMSAE. The worst leave the training set, which is fitted
+    again, until it no longer changes; every star is judged by the final set, itself left out.
+
+    Parameters
+    ----------
+    library : Library
+        Spectra on the wavelength grid to be judged, all scaled alike (by their mean flux of 5526-5586 A, say).
+    threshold : float
+        Of the RMSAE: 0.05 for MILES, 0.068 for NGSL in the paper.
+    spike : float
+        In units of the scatter; ``inf`` to judge by the RMSAE alone.
+    margin : float
+        Stars of RMSAE below ``margin * threshold`` and without spikes train. Above 1: a set that loses its borderline
+        stars predicts their like worse, and would lose more of them at each fit.
+    isotropic : bool
+        See `SpectralGP`.
+    max_iterations : int
+        At most so many fits.
+
+    Returns
+    -------
+    table : `~astropy.table.Table`
+        By star: ``name``, labels, ``rmsae``, ``spike`` (largest narrow residual over its scatter, 0 where none reaches
+        the threshold), ``spike_wavelength``, ``novelty``, ``flag`` (`SpectrumFlag`) and ``good``.
+    gp : SpectralGP
+        Of the stars that train.
+
+    Raises
+    ------
+    ValueError
+        Fewer than 20 stars that can be used.
+    """
+    if not (threshold > 0 and spike > 0 and margin >= 1 and max_iterations >= 1):
+        raise ValueError("threshold, spike and max_iterations must be positive, margin at least 1")
+    flux, labels = np.asarray(library.flux, dtype=np.float64), library.labels
+    known = library.labelled
+    whole = np.all(np.isfinite(flux) & (flux > 0), axis=1)
+    usable = known & whole
+    if usable.sum() < 20:
+        raise ValueError(f"only {usable.sum()} of {len(library)} spectra are whole and labelled; 20 are needed")
+    good, seen, start = usable.copy(), [], None
+    for _ in range(max_iterations):
+        gp = SpectralGP(labels[good], library.wavelength, flux[good], isotropic=isotropic, start=start)
+        start = gp.parameters
+        score, size, where, novelty = _judge(gp, flux, labels, good, usable, threshold)
+        now = usable & (score < margin * threshold) & ~(size > spike)
+        # a star that nothing else can predict is neither good nor bad: it stays, flagged
+        now |= usable & (novelty > 0.5)
+        if now.sum() < 20:
+            raise ValueError(f"only {now.sum()} spectra are normal at threshold {threshold}: check labels and scaling")
+        if np.array_equal(now, good) or any(np.array_equal(now, past) for past in seen):
+            break
+        seen.append(good)
+        good = now
+    flag = np.zeros(len(library), dtype=np.int64)
+    flag[usable & (score >= threshold)] |= SpectrumFlag.RESIDUAL
+    flag[usable & (size > spike)] |= SpectrumFlag.SPIKE
+    flag[~whole] |= SpectrumFlag.BAD_PIXELS
+    flag[~known] |= SpectrumFlag.NO_LABELS
+    flag[usable & (novelty > 0.5)] |= SpectrumFlag.OUTSIDE
+    table = library.table["name", "type", "teff", "logg", "feh"].copy()
+    table["rmsae"], table["spike"], table["spike_wavelength"] = score, size, where
+    table["novelty"], table["flag"], table["good"] = novelty, flag, flag == 0
+    return table, gp
+
+
+def _judge(
+    gp: SpectralGP, flux: np.ndarray, labels: np.ndarray, trained: np.ndarray, usable: np.ndarray, least: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """RMSAE, largest narrow residual over its scatter, its wavelength and novelty of every usable star, (n_star,)."""
+    n = len(flux)
+    predicted, novelty = np.full_like(flux, np.nan), np.full(n, np.nan)
+    one = gp.leave_one_out()
+    predicted[trained], novelty[trained] = one.flux, one.novelty
+    others = usable & ~trained
+    if others.any():
+        rest = gp.predict(labels[others])
+        predicted[others], novelty[others] = rest.flux, rest.novelty
+    residual = predicted[usable] / flux[usable] - 1.0
+    narrow = np.abs(residual - median_filter(residual, size=(1, 11), mode="nearest"))
+    # in units of what is usual at that wavelength (no pixel is quieter than those around it), then for that star
+    usual = np.median(narrow, axis=0)
+    unit = narrow / np.maximum(np.maximum(median_filter(usual, size=25, mode="nearest"), usual), 1e-12)
+    ratio = unit / np.maximum(1.4826 * np.median(unit, axis=1, keepdims=True), 1e-12)
+    # a narrow residual that would be no fault over the whole spectrum is none here
+    ratio = np.where(narrow >= least, ratio, 0.0)
+    score, size, where = (np.full(n, np.nan) for _ in range(3))
+    score[usable] = rmsae(predicted[usable], flux[usable])
+    size[usable] = ratio.max(axis=1)
+    where[usable] = gp.wavelength[ratio.argmax(axis=1)]
+    return score, size, where, novelty

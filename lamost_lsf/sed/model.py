@@ -1,0 +1,259 @@
+"""`SEDModel`: trained networks with their grids, scales and domain; reading and writing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lamost_lsf.errors import FormatError
+from lamost_lsf.files import atomic_path
+from lamost_lsf.sed.domain import Domain
+from lamost_lsf.sed.grids import WavelengthGrid, normalize_flux
+from lamost_lsf.sed.network import Architecture, UaRANet
+from lamost_lsf.sed.preparation import SpectralSet
+
+if TYPE_CHECKING:
+    from lamost_lsf.sed.training import TrainSettings
+
+__all__ = ["SEDModel"]
+
+FORMAT = "lamost-lsf/sed-model"
+FORMAT_VERSION = 1
+
+
+class SEDModel:
+    """One or several `UaRANet` that predict SEDs from normalised spectra on a grid.
+
+    Several networks, trained from different seeds, make an ensemble: the scatter of their answers is the epistemic
+    part of the error (Yang et al. 2024 neglect it, section 3.2).
+
+    Parameters
+    ----------
+    networks : sequence of UaRANet
+    input_grid, output_grid : WavelengthGrid
+    domain : Domain
+        Where the training set lies.
+    snr_range : tuple of float
+        Trained signal-to-noise ratios a pixel.
+    teff_range : tuple of float, optional
+        Effective temperatures, K, of the training set, if its labels have them.
+    meta : dict, optional
+        Provenance; what JSON holds.
+
+    Raises
+    ------
+    ValueError
+        No network, or one that does not fit the grids.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[UaRANet],
+        input_grid: WavelengthGrid,
+        output_grid: WavelengthGrid,
+        domain: Domain,
+        *,
+        snr_range: tuple[float, float],
+        teff_range: tuple[float, float] | None = None,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        if not networks:
+            raise ValueError("a model needs at least one network")
+        for network in networks:
+            a = network.architecture
+            if (a.n_input, a.n_output) != (len(input_grid), len(output_grid)):
+                raise ValueError(
+                    f"a network of {a.n_input} input and {a.n_output} output pixels does not fit grids of "
+                    f"{len(input_grid)} and {len(output_grid)}"
+                )
+        self.networks = list(networks)
+        for network in self.networks:
+            network.eval()
+        self.input_grid, self.output_grid, self.domain = input_grid, output_grid, domain
+        self.snr_range = (float(snr_range[0]), float(snr_range[1]))
+        self.teff_range = None if teff_range is None else (float(teff_range[0]), float(teff_range[1]))
+        self.meta = dict(meta or {})
+
+    def __repr__(self) -> str:
+        i, o = self.input_grid, self.output_grid
+        return (
+            f"<SEDModel of {len(self.networks)} network{'s' if len(self.networks) > 1 else ''}: "
+            f"{i.start:g}-{i.stop:g} A at R = {i.resolving_power:g} to {o.start:g}-{o.stop:g} A at "
+            f"R = {o.resolving_power:g}>"
+        )
+
+    @classmethod
+    def from_training(
+        cls, networks: Sequence[UaRANet], spectra: SpectralSet, settings: TrainSettings, meta: dict[str, Any]
+    ) -> SEDModel:
+        """Model of networks that were trained on ``spectra``."""
+        teff = None
+        for name in spectra.labels.colnames:
+            if name.lower() == "teff":
+                values = np.ma.filled(np.ma.asarray(spectra.labels[name], dtype=float), np.nan)
+                if np.isfinite(values).any():
+                    teff = (float(np.nanmin(values)), float(np.nanmax(values)))
+        snr = settings.augmentation.snr
+        return cls(
+            networks, spectra.input_grid, spectra.output_grid, Domain.fit(normalize_flux(spectra.flux)[0]),
+            snr_range=(min(snr), max(snr)), teff_range=teff, meta=meta,
+        )  # fmt: skip
+
+    @classmethod
+    def ensemble(cls, models: Sequence[SEDModel]) -> SEDModel:
+        """Models of the same training set as one.
+
+        Raises
+        ------
+        ValueError
+            Models on different grids.
+        """
+        models = list(models)
+        if not models:
+            raise ValueError("an ensemble needs at least one model")
+        first = models[0]
+        for model in models[1:]:
+            if (model.input_grid, model.output_grid) != (first.input_grid, first.output_grid):
+                raise ValueError("the models of an ensemble must share their grids")
+        return cls(
+            [network for model in models for network in model.networks], first.input_grid, first.output_grid,
+            first.domain, snr_range=first.snr_range, teff_range=first.teff_range, meta=first.meta,
+        )  # fmt: skip
+
+    def evaluate_networks(
+        self, flux: np.ndarray, error: np.ndarray, *, batch_size: int = 256, device: str | torch.device = "cpu"
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """SEDs of inputs that are ready; `lamost_lsf.sed.predict` starts from spectra.
+
+        Parameters
+        ----------
+        flux, error : ndarray (n, n_in)
+            Normalised flux and relative error, finite.
+        batch_size : int
+        device : str
+
+        Returns
+        -------
+        sed : ndarray (n, n_out)
+            Scaled; the geometric mean of the networks'.
+        aleatoric, epistemic : ndarray (n, n_out)
+            Relative standard deviations: what the noise leaves open (root mean square of the networks' sigma), and the
+            scatter of the networks (0 for a single one).
+        """
+        flux = np.atleast_2d(np.asarray(flux, dtype=np.float32))
+        error = np.broadcast_to(np.asarray(error, dtype=np.float32), flux.shape)
+        n, m = len(flux), len(self.output_grid)
+        if flux.shape[1] != len(self.input_grid):
+            raise ValueError(f"inputs must have {len(self.input_grid)} pixels, got {flux.shape[1]}")
+        sed, aleatoric, epistemic = (np.empty((n, m)) for _ in range(3))
+        networks = [network.to(device) for network in self.networks]
+        with torch.inference_mode():
+            for begin in range(0, n, batch_size):
+                part = slice(begin, begin + batch_size)
+                x = torch.tensor(flux[part]).to(device)
+                e = torch.tensor(error[part]).to(device)
+                answers = [network(x, e) for network in networks]
+                logs = torch.stack([answer.log() for answer, _ in answers])
+                sigmas = torch.stack([sigma for _, sigma in answers])
+                sed[part] = logs.mean(0).exp().cpu().numpy()
+                aleatoric[part] = sigmas.square().mean(0).sqrt().cpu().numpy()
+                spread = logs.std(0) if len(networks) > 1 else torch.zeros_like(logs[0])
+                epistemic[part] = spread.cpu().numpy()
+        return sed, aleatoric, epistemic
+
+    # -- files -------------------------------------------------------------------------------------------
+
+    def write(self, path: str | PathLike, *, overwrite: bool = False) -> None:
+        """Write to a safetensors file whose metadata hold format version, architecture, grids and trained ranges.
+
+        Raises
+        ------
+        FileExistsError
+            The file exists and ``overwrite`` is False.
+        TypeError
+            ``meta`` holds what JSON does not.
+        """
+        tensors = {}
+        for k, network in enumerate(self.networks):
+            tensors |= {
+                f"network.{k}.{name}": t.detach().cpu().contiguous() for name, t in network.state_dict().items()
+            }
+        for name, array in self.domain.to_arrays().items():
+            tensors[f"domain.{name}"] = torch.as_tensor(np.ascontiguousarray(array))
+        header = {
+            "format_version": FORMAT_VERSION,
+            "architectures": [asdict(network.architecture) for network in self.networks],
+            "input_grid": self.input_grid.to_dict(),
+            "output_grid": self.output_grid.to_dict(),
+            "snr_range": self.snr_range,
+            "teff_range": self.teff_range,
+            "meta": self.meta,
+        }
+        try:
+            metadata = {FORMAT: json.dumps(header)}
+        except TypeError as error:
+            raise TypeError(f"meta cannot be written: {error}") from None
+        with atomic_path(path, overwrite=overwrite) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+
+    @classmethod
+    def read(cls, path: str | PathLike) -> SEDModel:
+        """Read a file that `write` made.
+
+        Raises
+        ------
+        FileNotFoundError
+        FormatError
+            Not such a file, another format version, or a damaged one.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no model file {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise FormatError(f"{path}: not a readable safetensors file ({error})") from None
+        if FORMAT not in metadata:
+            raise FormatError(f"{path}: its metadata lack the entry {FORMAT!r}; found {', '.join(metadata) or 'none'}")
+        try:
+            header = json.loads(metadata[FORMAT])
+            version = header["format_version"]
+            if version != FORMAT_VERSION:
+                raise FormatError(
+                    f"{path}: format version {version} cannot be read by this release (it reads version "
+                    f"{FORMAT_VERSION}); upgrade lamost-lsf or convert the file"
+                )
+            networks = []
+            for k, architecture in enumerate(header["architectures"]):
+                network = UaRANet(Architecture(**architecture))
+                network.load_state_dict(_part(tensors, f"network.{k}."))
+                networks.append(network)
+            return cls(
+                networks,
+                WavelengthGrid.from_dict(header["input_grid"]),
+                WavelengthGrid.from_dict(header["output_grid"]),
+                Domain.from_arrays({name: t.numpy() for name, t in _part(tensors, "domain.").items()}),
+                snr_range=header["snr_range"],
+                teff_range=header["teff_range"],
+                meta=header["meta"],
+            )
+        except FormatError:
+            raise
+        except KeyError as error:
+            raise FormatError(f"{path}: damaged model file ({error} is missing)") from None
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise FormatError(f"{path}: damaged model file ({error})") from None
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
