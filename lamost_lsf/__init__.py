@@ -14,6 +14,7 @@ __version__ = "0.1.0.dev0"
 #: Public name -> module that defines it.
 _PUBLIC = {
     "ArcExposure": "arcs",
+    "ArcSeries": "calibration",
     "BoundTemplate": "convolution",
     "Coefficients": "convolution",
     "Evaluation": "training",
@@ -30,6 +31,7 @@ _PUBLIC = {
     "ProfileSet": "arcs",
     "ProfileStore": "store",
     "RVFlag": "rv",
+    "RVMachine": "rv",
     "RVResult": "rv",
     "ResolutionMatrix": "convolution",
     "SimulatedIP": "simulation",
@@ -47,6 +49,7 @@ _PUBLIC = {
     "get_wavelength_fitter": "plugins",
     "list_instruments": "instruments",
     "list_plugins": "plugins",
+    "measure_drift": "calibration",
     "measure_rv": "rv",
     "measure_rvs": "rv",
     "measure_survey": "batch",

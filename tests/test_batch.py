@@ -241,10 +241,6 @@ def test_bad_input_becomes_rows_with_a_reason(stars, tmp_path):
     assert max(len(row["message"]) for row in table) <= 240
 
 
-def _crash(rows):
-    raise RuntimeError("a user's mistake")
-
-
 def test_an_error_nobody_thought_of_costs_one_spectrum(stars, tmp_path, monkeypatch):
     from lamost_lsf.rv.machine import RVMachine
 

@@ -99,16 +99,9 @@ def test_a_spectrum_that_kills_workers_is_a_row_and_takes_nobody_along(files, cl
     names = files[1][:4]
     with distributed.Client(cluster, set_as_default=False) as client:
         client.wait_for_workers(2, timeout=120)
-        client.upload_file(__file__.replace("test_batch_cluster", "survey_files"))
-        import cloudpickle
-
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        try:
-            summary = measure_survey(
-                names, tmp_path / "rv", TEMPLATE, Deadly(1000002), scheduler=client, chunk=4, **OPTIONS
-            )
-        finally:
-            cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+        summary = measure_survey(
+            names, tmp_path / "rv", TEMPLATE, Deadly(1000002), scheduler=client, chunk=4, **OPTIONS
+        )
     table = read_survey(tmp_path / "rv")
     assert list(table["file"]) == names
     assert summary.n_flagged == 1

@@ -52,7 +52,7 @@ lsf = observatory.lsf(time=setup["time"][0], spectrograph=11, fiber=25)
 spectra = sed.prepare_set(library, output_grid=sed.WavelengthGrid(200, 3700, 9050), input_lsf=lsf)
 train, test = spectra.split(0.75, seed=1)
 settings = sed.TrainSettings(
-    epochs=120, batch_size=64, learning_rate=5e-3, validate_every=50, augmentation=sed.Augmentation(smooth=1.0)
+    epochs=80, batch_size=64, learning_rate=5e-3, validate_every=50, augmentation=sed.Augmentation(smooth=1.0)
 )
 model, history = sed.pretrain(train, settings)
 print(model)
@@ -85,7 +85,7 @@ plot_error_comparison(residuals, ax, wavelength=(3800, 4252, 5000, 7206, 8800))
 # the training set is flagged.
 
 star = simulate_star(
-    synthetic_template(6400, metallicity=-0.4, step=step), observatory, velocity=-42 * u.km / u.s, snr=35, seed=3,
+    synthetic_template(6400, metallicity=-0.4, step=step), observatory, velocity=-42 * u.km / u.s, snr=28, seed=3,
     center="zero", **setup,
 )  # fmt: skip
 result = sed.predict(model, star, -42 * u.km / u.s)

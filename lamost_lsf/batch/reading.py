@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -24,6 +23,8 @@ from lamost_lsf.rv.spectra import ObservedArrays, as_arrays
 
 __all__ = ["read_ahead", "read_spectrum"]
 
+#: Files that a thread reads before it is asked whether to go on.
+_PIECE = 16
 _BLOCK = 2880
 _CARD = 80
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([ED][+-]?\d+)?$")
@@ -58,11 +59,28 @@ def read_spectrum(path: str, extension: str | None = None, *, mask: str = "and")
     >>> read_spectrum("missing.fits").flags.name
     'UNREADABLE'
     """
+    return _interpret(path, extension, _load(path, extension), mask)
+
+
+def _load(path: str, extension: str | None) -> bytes | None:
+    """Content of a file, decompressed; None where the general reader is to be asked.
+
+    Nearly all of it is system calls and zlib, which leave the interpreter to other threads.
+    """
+    if extension not in (None, "", "COADD"):
+        return None
+    try:
+        return _content(path)
+    except Exception:  # whatever it is, the general reader explains it
+        return None
+
+
+def _interpret(path: str, extension: str | None, content: bytes | None, mask: str) -> ObservedArrays:
     item: Any = path
-    if extension in (None, "", "COADD"):
+    if content is not None:
         try:
-            item = _read_plain(path, mask)
-        except Exception:  # whatever it is, the general reader explains it
+            item = _parse(content, path, mask)
+        except Exception:
             item = path
     return as_arrays(item, mask=mask, extension=extension or None)
 
@@ -75,7 +93,7 @@ def read_ahead(
     extension: str | None = None,
     threads: int = 1,
 ) -> Iterator[list[ObservedArrays]]:
-    """Spectra in batches, the next of which is read while the one before is worked on.
+    """Spectra in batches; the files of the next are loaded and decompressed while the one before is worked on.
 
     Parameters
     ----------
@@ -89,33 +107,46 @@ def read_ahead(
     threads : int
         That read. 0 reads when asked, in the caller's thread. More than one helps where files answer slowly.
     """
-    items = iter(items)
+    items = ((path, own or extension) for path, own in items)
     if threads == 0:
         while part := list(islice(items, batch)):
-            yield [read_spectrum(path, own or extension, mask=mask) for path, own in part]
+            yield [read_spectrum(*item, mask=mask) for item in part]
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
-        ahead: deque[list] = deque()
 
-        def start() -> None:
-            if part := list(islice(items, batch)):
-                ahead.append([pool.submit(read_spectrum, path, own or extension, mask=mask) for path, own in part])
+        def start() -> list[tuple[list[tuple[str, str | None]], Future]]:
+            part = list(islice(items, batch))
+            pieces = [part[i : i + _PIECE] for i in range(0, len(part), _PIECE)]
+            return [(piece, pool.submit(_load_all, piece)) for piece in pieces]
 
         try:
-            start()
+            ahead = start()
             while ahead:
-                ready = [future.result() for future in ahead.popleft()]
-                start()
+                # headers are interpreted here: two threads that both want the interpreter only hinder each other
+                ready = [
+                    _interpret(*item, content, mask)
+                    for piece, future in ahead
+                    for item, content in zip(piece, future.result(), strict=True)
+                ]
+                ahead = start()
                 yield ready
         finally:
             # whoever stops early must not wait for what nobody wants
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _load_all(items: Sequence[tuple[str, str | None]]) -> list[bytes | None]:
+    return [_load(*item) for item in items]
+
+
 # -- the plain layouts --------------------------------------------------------------------------------------------
 
 
 def _read_plain(path: str, mask: str) -> LamostArrays:
+    return _parse(_content(path), path, mask)
+
+
+def _content(path: str) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         # one read of known size: on a network file system each call is a round trip
@@ -127,6 +158,10 @@ def _read_plain(path: str, mask: str) -> LamostArrays:
         content = stream.decompress(content)
         if not stream.eof or stream.unused_data:
             raise _UnusualError
+    return content
+
+
+def _parse(content: bytes, path: str, mask: str) -> LamostArrays:
     header, position = _header(content, 0)
     if header.get("SIMPLE") is not True or header.get("TELESCOP") != "LAMOST":
         raise _UnusualError

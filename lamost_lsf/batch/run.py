@@ -335,14 +335,17 @@ def _on_cluster(
                     )
                 )
             client = stack.enter_context(distributed.Client(scheduler, set_as_default=False))
-        with warnings.catch_warnings():
-            # templates are megabytes, and are sent once
-            warnings.filterwarnings("ignore", message=".*large graph.*", category=UserWarning)
-            carried = client.submit(_carry, machine, pure=False)
+        carried: Any = None
         running: dict[Any, tuple[list[tuple[str, str]], int]] = {}
         finished = distributed.as_completed(loop=client.loop)
 
         def give(items: list[tuple[str, str]], attempt: int = 1) -> None:
+            nonlocal carried
+            if carried is None or carried.status in ("error", "lost", "cancelled"):
+                with warnings.catch_warnings():
+                    # templates are megabytes, and are sent once
+                    warnings.filterwarnings("ignore", message=".*large graph.*", category=UserWarning)
+                    carried = client.submit(_carry, machine, pure=False)
             # not pure: a chunk that was lost is to be measured, not answered from the scheduler's memory
             future = client.submit(measure_chunk, carried, *arguments, items, *reading, pure=False)
             running[future] = items, attempt
@@ -354,8 +357,13 @@ def _on_cluster(
             while len(running) < wanted and (items := next(jobs, None)) is not None:
                 give(items)
 
+        suspects: list[list[tuple[str, str]]] = []
         fill()
-        while running:
+        while running or suspects:
+            # dask blames all that was queued at a worker that died: a spectrum is judged with nothing beside it
+            judged = not running
+            if judged:
+                give(suspects.pop())
             future = next(finished)
             items, attempt = running.pop(future)
             if future.status == "finished":
@@ -364,13 +372,16 @@ def _on_cluster(
                 error = future.exception()
                 if not isinstance(error, KilledWorker | MemoryError):
                     raise error
-                # one spectrum that kills whoever touches it must not take its chunk along
-                if len(items) > 1:
+                if carried.status == "error" and attempt < _ATTEMPTS:
+                    give(items, attempt + 1)  # the machine has died, before any spectrum was touched
+                elif len(items) > 1:
                     middle = len(items) // 2
                     give(items[:middle])
                     give(items[middle:])
+                elif not judged:
+                    suspects.append(items)
                 else:
-                    what = "workers died over it" if not isinstance(error, MemoryError) else "out of memory"
+                    what = "out of memory" if isinstance(error, MemoryError) else "workers died over it"
                     state.done(fail_chunk(machine, *arguments, items, what))
             elif attempt < _ATTEMPTS:
                 give(items, attempt + 1)

@@ -41,6 +41,8 @@ _OUTSHONE = 0.4
 _ASTRAY = 1.5
 #: Probability below which a peak is not taken for the listed line.
 _BELONGS = 0.2
+#: Deviation, standard deviations, from which outliers are searched for: several at once hide one another.
+_SUSPICIOUS = 3.0
 #: Degrees tried by ``degree="auto"``.
 _DEGREES = range(1, 9)
 #: A degree is called wrong where another's leave-one-out error is smaller by this factor.
@@ -588,14 +590,14 @@ def _fit(
     for _ in range(6):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FitWarning)  # told in the provenance, not once a fibre
-            solution = fit_wavelength_solution(
-                pixel,
-                listed.wavelength,
+            solution = _fit_and_reject(
+                options.sigma_clip,
+                pixel=pixel,
+                wavelength=listed.wavelength,
                 error=error * u.pix,
                 fitter=options.fitter,
                 degree=degree,
                 domain=domain,
-                sigma_clip=options.sigma_clip,
                 center=options.center,
                 label=listed.species,
                 reject=reason,
@@ -618,6 +620,18 @@ def _fit(
     }
     # the solution is not anybody else's yet; a copy would cost as much as the fit
     object.__setattr__(solution, "provenance", MappingProxyType({**solution.provenance, "calibration": facts}))
+    return solution
+
+
+def _fit_and_reject(sigma_clip: float | None, **lines: Any) -> WavelengthSolution:
+    """`fit_wavelength_solution`; the search for outliers, most of its time, only where a plain fit shows any."""
+    solution = fit_wavelength_solution(**lines, sigma_clip=None)
+    if sigma_clip is not None:
+        deviation = np.abs(np.asarray(solution.lines["deviation"])[np.asarray(solution.lines["used"])])
+        if np.max(deviation, initial=0.0) > min(sigma_clip, _SUSPICIOUS):
+            return fit_wavelength_solution(**lines, sigma_clip=sigma_clip)
+        provenance = {**solution.provenance, "sigma_clip": float(sigma_clip)}
+        object.__setattr__(solution, "provenance", MappingProxyType(provenance))
     return solution
 
 

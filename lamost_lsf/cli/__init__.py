@@ -37,6 +37,9 @@ _OPTIONS = {
     "by read_template": "as FILE::MEMBER",
     "window=": "--window",
     "velocity_range=": "--velocity-range",
+    "wavelength_range=": "--range",
+    "dispersion_range=": "--dispersion",
+    "rough=": "--rough",
 }
 
 _COMMANDS = (

@@ -166,8 +166,8 @@ def simulate_profiles(
     >>> ip = SimulatedIP("blue")
     >>> profiles = simulate_profiles(ip, n_exposures=10, fiber=60)
     >>> table = center_stability(profiles, ip, wavelength=4359.56 * u.AA).summary()
-    >>> bool(table["noise"][0] > 3 * table["noise"][1])                 # the maximum is the noisiest
-    True
+    >>> print(table["center"][table["noise"].argmax()])
+    max
     """
     nights = max(1, min(n_exposures // 2, 100))
     sets = []

@@ -37,7 +37,7 @@ def _new_figure(width: float, height: float) -> Figure:
 
 
 def _grid(figure: Figure, n: int, **options: object) -> np.ndarray:
-    columns = min(n, 3)
+    columns = 2 if n == 4 else min(n, 3)
     rows = -(-n // columns)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for ax in axes.flat[n:]:
@@ -143,7 +143,7 @@ def plot_rv_epochs(result: EpochResult, figure: Figure | None = None) -> Figure:
             ax.axhline(result.velocity, color="k", lw=0.8, zorder=2)
         ax.set_title(_TITLES.get(center, center), fontsize="medium")
         ax.legend(fontsize=7.5, frameon=False, loc="upper left")
-    finite = result.table["rv"].to_value(kms)
+    finite = result.table["rv"][result.table["method"] != "mixed"].to_value(kms)
     finite = finite[np.isfinite(finite)]
     if finite.size:
         low, high = np.quantile(finite, [0.005, 0.995])

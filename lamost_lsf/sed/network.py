@@ -121,7 +121,7 @@ class UaRANet(nn.Module):
     - The last layer gives the logarithm of the SED in units of the training set's mean and standard deviation of each
       pixel, so that a SED is positive. The loss is Eq. 17 all the same.
     - The weights of the noise's pixels start equal, so that a network trained with the paper's noise, the same at all
-      pixels, goes by the mean of the logarithm. Train with `Augmentation.snr_tilt` to have it use more.
+      pixels, goes by the mean of the logarithm; the layer takes means over pixels for sums. Train with `Augmentation.snr_tilt` to have it use more.
     - sigma is the exponential of the uncertainty branch's last layer, held between exp(-9) and exp(2) by a smooth
       bound: always positive, and never so small that one pixel governs the loss.
 
@@ -172,9 +172,10 @@ class UaRANet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         with torch.no_grad():
-            # equal weights for all pixels of the noise, of a sum that He's would have: noise that is the same at all
-            # pixels teaches the network nothing about single ones, which must not matter by chance either
-            self.noise.weight.copy_(self.noise.weight.sum(1, keepdim=True) / self.noise.in_features)
+            # equal weights for all pixels of the noise: noise that is the same at all of them teaches the network nothing
+            # about single ones, which must not matter by chance either
+            row = self.noise.weight.sum(1, keepdim=True)
+            self.noise.weight.copy_(row.expand_as(self.noise.weight))
             self.sed.weight *= 0.1
             self.log_sigma.weight *= 0.1
             self.log_sigma.bias.fill_(-2.0)
@@ -206,7 +207,10 @@ class UaRANet(nn.Module):
         logarithm = torch.log(error)
         level = logarithm.mean(-1, keepdim=True)
         beyond = level - level.clamp(self.noise_range[0], self.noise_range[1])
-        noise = functional.relu(self.noise((logarithm - beyond - self.noise_center) / self.noise_scale))
+        noise = (logarithm - beyond - self.noise_center) / self.noise_scale
+        # the mean over pixels, not the sum: thousands of weights that move together would make a step of Adam thousands
+        # of times too long, and leave units that are never active again
+        noise = functional.relu(self.noise(noise / self.architecture.n_input))
         hidden = functional.relu(self.error(torch.cat([z, noise], dim=-1)))
         low, high = self.LOG_SIGMA
         log_sigma = self.log_sigma(hidden) + torch.where(beyond < 0, 0.5 * beyond, beyond)

@@ -6,6 +6,7 @@ except ImportError as error:
     raise ImportError("training needs torch: pip install 'lamost-lsf[train]'") from error
 
 from lamost_lsf.training.api import split_by_exposure, train
+from lamost_lsf.training.campaign import train_all
 from lamost_lsf.training.evaluation import Evaluation, evaluate
 from lamost_lsf.training.expanded import ExpandedSettings
 from lamost_lsf.training.loop import History, TrainingDivergedError
@@ -20,4 +21,5 @@ __all__ = [
     "evaluate",
     "split_by_exposure",
     "train",
+    "train_all",
 ]
