@@ -121,7 +121,8 @@ class UaRANet(nn.Module):
     - The last layer gives the logarithm of the SED in units of the training set's mean and standard deviation of each
       pixel, so that a SED is positive. The loss is Eq. 17 all the same.
     - The weights of the noise's pixels start equal, so that a network trained with the paper's noise, the same at all
-      pixels, goes by the mean of the logarithm; the layer takes means over pixels for sums. Train with `Augmentation.snr_tilt` to have it use more.
+      pixels, goes by the mean of the logarithm; the layer takes means over pixels for sums. Train with
+      `Augmentation.snr_tilt` to have it use more.
     - sigma is the exponential of the uncertainty branch's last layer, held between exp(-9) and exp(2) by a smooth
       bound: always positive, and never so small that one pixel governs the loss.
 
@@ -172,8 +173,8 @@ class UaRANet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         with torch.no_grad():
-            # equal weights for all pixels of the noise: noise that is the same at all of them teaches the network nothing
-            # about single ones, which must not matter by chance either
+            # equal weights for all pixels of the noise: noise that is the same at all of them teaches the network
+            # nothing about single ones, which must not matter by chance either
             row = self.noise.weight.sum(1, keepdim=True)
             self.noise.weight.copy_(row.expand_as(self.noise.weight))
             self.sed.weight *= 0.1
