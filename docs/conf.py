@@ -33,6 +33,7 @@ extensions = [
     "numpydoc",
     "sphinx_automodapi.automodapi",
     "sphinx_gallery.gen_gallery",
+    "pytest_doctestplus.sphinx.doctestplus",
 ]
 exclude_patterns = ["_build", "changes", "examples", "**.ipynb_checkpoints"]
 default_role = "py:obj"

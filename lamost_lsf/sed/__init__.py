@@ -10,6 +10,9 @@ import importlib
 from typing import Any
 
 from lamost_lsf.sed.domain import Domain
+from lamost_lsf.sed.download import download_library
+from lamost_lsf.sed.flatfield import FlatFieldCube, StandardStars, fit_flat_field, flat_field_precision
+from lamost_lsf.sed.gaussian_process import GPPrediction, SpectralGP, rmsae
 from lamost_lsf.sed.grids import (
     BANDS,
     CONTINUUM_WINDOW,
@@ -23,6 +26,7 @@ from lamost_lsf.sed.grids import (
 )
 from lamost_lsf.sed.inputs import InputSpectrum, input_vector
 from lamost_lsf.sed.libraries import Library, read_library
+from lamost_lsf.sed.libraries_check import SpectrumFlag, check_spectra, generate_spectra
 from lamost_lsf.sed.optimum import LinearFamily
 from lamost_lsf.sed.preparation import SpectralSet, convolve_library, prepare_set
 
@@ -46,6 +50,17 @@ _NEEDS_TORCH = {
 }
 
 __all__ = [
+    "FlatFieldCube",
+    "GPPrediction",
+    "SpectralGP",
+    "SpectrumFlag",
+    "StandardStars",
+    "check_spectra",
+    "download_library",
+    "fit_flat_field",
+    "flat_field_precision",
+    "generate_spectra",
+    "rmsae",
     "BANDS",
     "CONTINUUM_WINDOW",
     "INPUT_GRID",
