@@ -93,7 +93,7 @@ def _deviation(
     median = np.median(np.abs(residual[telling]) / np.sqrt(expected[telling])) / stats.norm.ppf(0.75)
     if median < (1.0 - 2.5 * 0.93 / np.sqrt(np.min(freedom))) * np.sqrt(total / (np.min(freedom) + 1)):
         scale2 = median**2
-    scale2 = np.maximum(np.maximum(scale2, 0.0) * spread**2, np.maximum(floor, 1e-300) ** 2)
+    scale2 = np.maximum(np.maximum(scale2, 0.0) * spread**2, np.maximum(floor, 1e-150) ** 2)
     ratio = np.where(expected > 1e-9, np.abs(residual) / np.sqrt(expected * scale2), 0.0)
     # beyond 37 sigma the probability of the tail has no float64
     log_tail = np.maximum(stats.t.logsf(ratio, freedom), -700.0)
