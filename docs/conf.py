@@ -15,7 +15,11 @@ if find_spec("torch") is None:
     # The pages about training need its names, not its gigabytes. For this import only: scipy and others ask whether
     # torch was imported, and would take the stand-in for it.
     with mock(["torch", "safetensors.torch"]):
+        import lamost_lsf.sed
         import lamost_lsf.training
+
+        for name in lamost_lsf.sed.__all__:
+            getattr(lamost_lsf.sed, name)
 
 HERE = Path(__file__).resolve().parent
 
@@ -68,7 +72,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "gallery",
     # an example that trains is shown without its figures where torch is not installed
-    "filename_pattern": r"/plot_" if find_spec("torch") else r"/plot_(?!trained_model)",
+    "filename_pattern": r"/plot_" if find_spec("torch") else r"/plot_(?!trained_model|sed)",
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_memory": False,
