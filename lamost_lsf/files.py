@@ -1,15 +1,19 @@
-"""Writing files so that nothing half-written ever stands under its final name."""
+"""Writing files so that nothing half-written ever stands under its final name; reading files that may be damaged."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
-__all__ = ["atomic_path"]
+from lamost_lsf.errors import FormatError
+
+__all__ = ["atomic_path", "damage"]
 
 
 @contextmanager
@@ -54,3 +58,15 @@ def atomic_path(path: str | PathLike, *, overwrite: bool = False) -> Iterator[Pa
         os.replace(temporary, final)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def damage(path: str | PathLike, what: str) -> Iterator[None]:
+    """FormatError, in one line, for whatever is raised on a damaged file; ``what`` names what it should have been."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, FormatError):
+        raise
+    except (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, zipfile.BadZipFile, zlib.error) as error:
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FormatError(f"{path}: not a readable {what}: {detail}") from None

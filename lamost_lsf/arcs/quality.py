@@ -12,6 +12,8 @@ from enum import IntFlag
 import numpy as np
 from numba import njit
 
+from lamost_lsf.elimination import solve_in_place
+
 __all__ = ["REASONS", "ProfileFlag", "find_cosmic_rays", "reference_shapes"]
 
 
@@ -158,33 +160,6 @@ def reference_shapes(shapes: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray
 
 
 @njit(cache=True, error_model="numpy")
-def _solve(a, b):
-    """Solve a small system in place by elimination with pivoting; False where it is singular."""
-    m = b.size
-    for k in range(m):
-        pivot = k
-        for i in range(k + 1, m):
-            if abs(a[i, k]) > abs(a[pivot, k]):
-                pivot = i
-        if not abs(a[pivot, k]) > 0.0:
-            return False
-        if pivot != k:
-            for j in range(m):
-                a[k, j], a[pivot, j] = a[pivot, j], a[k, j]
-            b[k], b[pivot] = b[pivot], b[k]
-        for i in range(k + 1, m):
-            ratio = a[i, k] / a[k, k]
-            for j in range(k, m):
-                a[i, j] -= ratio * a[k, j]
-            b[i] -= ratio * b[k]
-    for k in range(m - 1, -1, -1):
-        for j in range(k + 1, m):
-            b[k] -= a[k, j] * b[j]
-        b[k] /= a[k, k]
-    return True
-
-
-@njit(cache=True, error_model="numpy")
 def find_cosmic_rays(offset, flux, ivar, good, typical, scatter, low, step, sigma, floor, hit):
     """Mark the pixels of one profile that a cosmic ray has hit.
 
@@ -266,7 +241,7 @@ def find_cosmic_rays(offset, flux, ivar, good, typical, scatter, low, step, sigm
                     vector[a] += weight * row[a] * flux[j]
                     for b in range(4):
                         matrix[a, b] += weight * row[a] * row[b]
-        if not _solve(matrix, vector) or not vector[0] > 0.0:
+        if not solve_in_place(matrix, vector, vector.size, 0.0) or not vector[0] > 0.0:
             break
         amplitude, shift, level, tilt = vector[0], vector[1], vector[2], vector[3]
     if found == 0 or found > _MOST_PIXELS:

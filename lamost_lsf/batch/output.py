@@ -53,7 +53,7 @@ def import_parquet() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise ImportError("a survey's Parquet files need pyarrow: pip install 'lamost-lsf[survey]'") from None
+        raise ImportError("a survey's Parquet files need pyarrow: pip install 'lamost-lsf[dask]'") from None
     return pyarrow, parquet
 
 

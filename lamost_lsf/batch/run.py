@@ -20,6 +20,7 @@ from lamost_lsf.batch.identity import describe_machine
 from lamost_lsf.batch.manifest import SpectrumList, find_spectra
 from lamost_lsf.batch.output import SETTINGS, Survey, import_parquet, settings_digest, write_settings
 from lamost_lsf.batch.tables import check_table_name, write_table
+from lamost_lsf.cluster import cluster_client, import_distributed
 from lamost_lsf.errors import LamostLSFError, LamostLSFWarning
 from lamost_lsf.lsf import LSF
 from lamost_lsf.rv import RVMachine
@@ -174,7 +175,7 @@ def measure_survey(
     if lsf is None or isinstance(lsf, Sequence):
         raise TypeError("lsf must be an archive, an LSF, or a function of a spectrum's meta")
     import_parquet()
-    distributed = None if scheduler is None and workers is None else _import_distributed()
+    distributed = None if scheduler is None and workers is None else import_distributed("a survey")
     machine = RVMachine(templates, lsf, **options)
     if table is not None:
         check_table_name(table, overwrite)
@@ -299,14 +300,6 @@ class _State:
 # -- on a cluster -------------------------------------------------------------------------------------------------
 
 
-def _import_distributed() -> Any:
-    try:
-        from dask import distributed
-    except ImportError:
-        raise ImportError("a survey on a cluster needs dask: pip install 'lamost-lsf[survey]'") from None
-    return distributed
-
-
 def _carry(machine: RVMachine) -> RVMachine:
     """A worker's own machine: it keeps what it makes, and is made again where its worker has died."""
     return machine
@@ -324,17 +317,7 @@ def _on_cluster(
 ) -> None:
     from distributed.scheduler import KilledWorker
 
-    with ExitStack() as stack:
-        if isinstance(scheduler, distributed.Client):
-            client = scheduler
-        else:
-            if scheduler is None:
-                scheduler = stack.enter_context(
-                    distributed.LocalCluster(
-                        n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
-                    )
-                )
-            client = stack.enter_context(distributed.Client(scheduler, set_as_default=False))
+    with cluster_client(distributed, scheduler, workers) as client:
         carried: Any = None
         running: dict[Any, tuple[list[tuple[str, str]], int]] = {}
         finished = distributed.as_completed(loop=client.loop)

@@ -8,6 +8,8 @@ import numpy as np
 from numba import njit
 from scipy.spatial import cKDTree
 
+from lamost_lsf.elimination import solve_in_place
+
 __all__ = ["grow_matches", "log_odds", "match_patterns", "quads"]
 
 #: Degree of a curve over the whole detector.
@@ -82,32 +84,6 @@ def match_patterns(
 
 
 @njit(cache=True, error_model="numpy")
-def _solve(matrix, right, n):
-    """Gaussian elimination with pivots, in place; False where the matrix is singular."""
-    for i in range(n):
-        best = i
-        for k in range(i + 1, n):
-            if abs(matrix[k, i]) > abs(matrix[best, i]):
-                best = k
-        if abs(matrix[best, i]) < 1e-14:
-            return False
-        if best != i:
-            for j in range(n):
-                matrix[i, j], matrix[best, j] = matrix[best, j], matrix[i, j]
-            right[i], right[best] = right[best], right[i]
-        for k in range(i + 1, n):
-            factor = matrix[k, i] / matrix[i, i]
-            for j in range(i, n):
-                matrix[k, j] -= factor * matrix[i, j]
-            right[k] -= factor * right[i]
-    for i in range(n - 1, -1, -1):
-        for j in range(i + 1, n):
-            right[i] -= matrix[i, j] * right[j]
-        right[i] /= matrix[i, i]
-    return True
-
-
-@njit(cache=True, error_model="numpy")
 def _fit(t, y, used, degree, coefficients):
     """Polynomial in t through the used points; higher orders held to what gratings do by a weak prior."""
     n = degree + 1
@@ -130,7 +106,7 @@ def _fit(t, y, used, degree, coefficients):
         matrix[3, 3] += 1e-3
     if n > 4:
         matrix[4, 4] += 1e-2
-    if not _solve(matrix, right, n):
+    if not solve_in_place(matrix, right, n, 1e-14):
         return False
     for i in range(coefficients.size):
         coefficients[i] = right[i] if i < n else 0.0

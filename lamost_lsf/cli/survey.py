@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
             "Radial velocities of any number of files, as a folder of Parquet files with one row for each spectrum and "
             "window; a file that cannot be read or measured is a row with the reason. A run that was interrupted, even "
             "killed, is taken up by repeating the command: only what is missing is measured. Needs pyarrow, and dask "
-            "for --workers and --scheduler (pip install 'lamost-lsf[survey]')."
+            "for --workers and --scheduler (pip install 'lamost-lsf[dask]')."
         ),
         epilog=(
             "examples:\n"

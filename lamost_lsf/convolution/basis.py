@@ -24,7 +24,7 @@ from specutils import Spectrum
 from lamost_lsf.convolution.axes import axis_angstrom, flux_and_mask, warn_coarse
 from lamost_lsf.convolution.ip_basis import Coefficients, IPBasis
 from lamost_lsf.convolution.loggrid import FASTMATH, LogGrid, lagrange8
-from lamost_lsf.convolution.nodes import node_position
+from lamost_lsf.convolution.nodes import node_cubics, node_position
 from lamost_lsf.convolution.spreading import spread_template
 from lamost_lsf.units import SPEED_OF_LIGHT, check_medium, doppler_factor
 
@@ -209,21 +209,14 @@ def multiply_add(values, s, coefficients, s0, inverse_ds, begin, end, out):
     n_nodes, n_k = coefficients.shape
     # Cubics in the position t between nodes, for the c_k and then the -c_k', constant first; the same for all pixels
     # between two nodes.
-    q0, q1, q2, q3 = np.empty(2 * n_k), np.empty(2 * n_k), np.empty(2 * n_k), np.zeros(2 * n_k)
+    q0, q1, q2, q3 = np.empty(2 * n_k), np.empty(2 * n_k), np.empty(2 * n_k), np.empty(2 * n_k)
     factor = np.empty(2 * n_k)
     now = -1
     for j in range(begin, end):
         i, t = node_position(s[j], s0, inverse_ds, n_nodes)
         if i != now:
             now = i
-            for k in range(n_k):
-                a, b, c, d = coefficients[i, k], coefficients[i + 1, k], coefficients[i + 2, k], coefficients[i + 3, k]
-                q0[k] = a
-                q1[k] = (-11.0 * a + 18.0 * b - 9.0 * c + 2.0 * d) / 6.0
-                q2[k] = (2.0 * a - 5.0 * b + 4.0 * c - d) / 2.0
-                q3[k] = (-a + 3.0 * b - 3.0 * c + d) / 6.0
-                q0[n_k + k], q1[n_k + k] = -inverse_ds * q1[k], -2.0 * inverse_ds * q2[k]
-                q2[n_k + k] = -3.0 * inverse_ds * q3[k]
+            node_cubics(coefficients, i, inverse_ds, q0, q1, q2, q3)
         if values.shape[0] == 1:
             row = values[0, j]
             total = 0.0

@@ -14,7 +14,7 @@ from lamost_lsf.errors import SamplingWarning
 from lamost_lsf.lsf import LSF
 from lamost_lsf.spline import uniform_coefficients
 
-__all__ = ["LSFTable", "lagrange4", "lagrange4_derivative", "node_position", "tabulate"]
+__all__ = ["LSFTable", "lagrange4", "lagrange4_derivative", "node_cubics", "node_position", "tabulate"]
 
 #: Largest L1 difference (of unit-area profiles) between the LSF and its interpolation, at mid-nodes. The error of the
 #: flux is this times the template's relative structure within the profile, so 4e-6 keeps it below 1e-6 for stars.
@@ -52,6 +52,20 @@ def node_position(s, s0, inverse_step, n_nodes):
     i = int(np.floor(p)) - 1
     i = max(0, min(i, n_nodes - 4))
     return i, p - i
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def node_cubics(coefficients, i, inverse_ds, q0, q1, q2, q3):
+    """Cubics in the position from node i, constant first (q0 ... q3 of size 2 n_k), for the c_k and then the -c_k'."""
+    n_k = coefficients.shape[1]
+    for k in range(n_k):
+        a, b, c, d = coefficients[i, k], coefficients[i + 1, k], coefficients[i + 2, k], coefficients[i + 3, k]
+        q0[k] = a
+        q1[k] = (-11.0 * a + 18.0 * b - 9.0 * c + 2.0 * d) / 6.0
+        q2[k] = (2.0 * a - 5.0 * b + 4.0 * c - d) / 2.0
+        q3[k] = (-a + 3.0 * b - 3.0 * c + d) / 6.0
+        q0[n_k + k], q1[n_k + k] = -inverse_ds * q1[k], -2.0 * inverse_ds * q2[k]
+        q2[n_k + k], q3[n_k + k] = -3.0 * inverse_ds * q3[k], 0.0
 
 
 @dataclass(frozen=True)

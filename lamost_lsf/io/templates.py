@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from astropy.utils.exceptions import AstropyWarning
 from specutils import Spectrum
 
 from lamost_lsf.errors import FormatError
+from lamost_lsf.files import damage
 from lamost_lsf.units import check_medium, to_vacuum_angstrom
 
 __all__ = ["list_templates", "read_template", "read_templates"]
@@ -58,10 +58,10 @@ def list_templates(path: str | os.PathLike) -> list[str]:
     kind = _kind(path)
     if kind == "npz":
         # numpy would leave a damaged file open that it opened itself
-        with _damage(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as npz:
+        with damage(path, "template"), open(path, "rb") as file, np.load(file, allow_pickle=False) as npz:
             return _npz_members(path, npz.files)[1]
     if kind == "redrock":
-        with _damage(path), fits.open(path) as hdus:
+        with damage(path, "template"), fits.open(path) as hdus:
             return [str(i) for i in range(hdus["ARCHETYPE_COEFF"].header["NAXIS2"])]
     return [_stem(path)]
 
@@ -148,23 +148,6 @@ def _existing(path: str | os.PathLike) -> Path:
     return path
 
 
-class _damage:  # noqa: N801  reads as a statement
-    """FormatError, in one line, for whatever is raised on a damaged file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
-        if error is None or isinstance(error, (FileNotFoundError, PermissionError, FormatError)):
-            return
-        if isinstance(error, (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, zipfile.BadZipFile)):
-            detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise FormatError(f"{self.path}: not a readable template: {detail}") from None
-
-
 def _kind(path: Path) -> str:
     if path.suffix.lower() == ".npz":
         return "npz"
@@ -172,7 +155,7 @@ def _kind(path: Path) -> str:
         start = stream.read(2)
     if not path.name.lower().endswith((".fits", ".fit", ".fits.gz", ".fit.gz")) or start not in (b"SI", b"\x1f\x8b"):
         return "other"
-    with _damage(path), fits.open(path) as hdus:
+    with damage(path, "template"), fits.open(path) as hdus:
         header = hdus[0].header
         if "RRTYPE" in header:
             return "redrock" if "ARCHETYPE_COEFF" in [hdu.name for hdu in hdus] else "other"
@@ -245,7 +228,7 @@ def _npz_members(path: Path, names: list[str]) -> tuple[str, list[str]]:
 
 
 def _read_npz(path: Path, member: str | int | None) -> tuple[u.Quantity, u.Quantity, str, str]:
-    with _damage(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as npz:
+    with damage(path, "template"), open(path, "rb") as file, np.load(file, allow_pickle=False) as npz:
         wave, members = _npz_members(path, npz.files)
         name = members[0] if member is None else str(member)
         found = name in members
@@ -257,22 +240,26 @@ def _read_npz(path: Path, member: str | int | None) -> tuple[u.Quantity, u.Quant
     return wavelength * u.AA, flux * unit, "air" if "air" in wave.lower() else "vacuum", name
 
 
+def redrock_arrays(hdus: fits.HDUList) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Wavelengths (n_pix,), vacuum Angstrom, basis (n, n_pix) and archetypes' factors (n_star, n) of a redrock file."""
+    header = hdus[0].header
+    basis = np.array(hdus[0].data, dtype=np.float64)
+    coefficients = np.array(hdus["ARCHETYPE_COEFF"].data, dtype=np.float64)
+    wavelength = header["CRVAL1"] + header["CDELT1"] * np.arange(basis.shape[1])
+    return 10.0**wavelength if header.get("LOGLAM") else wavelength, basis, coefficients
+
+
 def _read_redrock(path: Path, member: str | int | None) -> tuple[u.Quantity, u.Quantity, str, str]:
-    with _damage(path), fits.open(path) as hdus:
-        header = hdus[0].header
-        basis = np.asarray(hdus[0].data, dtype=np.float64)
-        coefficients = np.asarray(hdus["ARCHETYPE_COEFF"].data, dtype=np.float64)
-        wavelength = header["CRVAL1"] + header["CDELT1"] * np.arange(basis.shape[1])
-        if header.get("LOGLAM"):
-            wavelength = 10.0**wavelength
-        kind = str(header.get("RRSUBTYP", "")).strip()
+    with damage(path, "template"), fits.open(path) as hdus:
+        wavelength, basis, coefficients = redrock_arrays(hdus)
+        kind = str(hdus[0].header.get("RRSUBTYP", "")).strip()
     try:
         number = int(member if member is not None else 0)
     except ValueError:
         number = -1
     if not 0 <= number < len(coefficients):
         raise ValueError(f"{path} has no archetype {member!r}; they are numbered 0 to {len(coefficients) - 1}")
-    with _damage(path):
+    with damage(path, "template"):
         flux = coefficients[number] @ basis
     return wavelength * u.AA, flux * u.dimensionless_unscaled, "vacuum", f"{kind}-{number}"
 
@@ -283,9 +270,9 @@ def _read_phoenix(path: Path) -> tuple[u.Quantity, u.Quantity, str, str]:
     wave = next((file for file in waves if file.is_file()), None)
     if wave is None:
         raise FileNotFoundError(f"{path} has no wavelengths of its own: put {_PHOENIX_WAVE} in its folder or one above")
-    with _damage(path), fits.open(path) as hdus:
+    with damage(path, "template"), fits.open(path) as hdus:
         flux = np.asarray(hdus[0].data, dtype=np.float64)
-    with _damage(wave), fits.open(wave) as hdus:
+    with damage(wave, "template"), fits.open(wave) as hdus:
         wavelength = np.asarray(hdus[0].data, dtype=np.float64)
     return wavelength * u.AA, flux * PHOENIX_UNIT, "vacuum", _stem(path)
 
@@ -340,7 +327,7 @@ def _read_table(path: Path, error: Exception) -> tuple[u.Quantity, u.Quantity, s
         raise FormatError(
             f"{path}: no columns of wavelength and flux (such as wave and flux); found {', '.join(table.colnames)}"
         )
-    with _damage(path):
+    with damage(path, "template"):
         wavelength = np.ma.filled(np.ma.asarray(table[wave], dtype=np.float64), np.nan).ravel()
         values = np.ma.filled(np.ma.asarray(table[flux], dtype=np.float64), np.nan).ravel()
         if wave.lower() == "loglam":

@@ -7,7 +7,7 @@ from numba import njit
 
 from lamost_lsf.convolution.basis import Coefficients
 from lamost_lsf.convolution.loggrid import FASTMATH, lagrange8
-from lamost_lsf.convolution.nodes import node_position
+from lamost_lsf.convolution.nodes import node_cubics, node_position
 
 __all__ = [
     "HIGHEST",
@@ -44,20 +44,13 @@ def component_weights(log_wavelength: np.ndarray, coefficients: Coefficients, ou
 def _component_weights(s, coefficients, s0, inverse_ds, begin, end, out):
     n_nodes, n_k = coefficients.shape
     # cubics in the position between nodes, constant first; the same for all pixels between two nodes
-    q0, q1, q2, q3 = np.empty(2 * n_k), np.empty(2 * n_k), np.empty(2 * n_k), np.zeros(2 * n_k)
+    q0, q1, q2, q3 = np.empty(2 * n_k), np.empty(2 * n_k), np.empty(2 * n_k), np.empty(2 * n_k)
     now = -1
     for j in range(begin, end):
         i, t = node_position(s[j], s0, inverse_ds, n_nodes)
         if i != now:
             now = i
-            for k in range(n_k):
-                a, b, c, d = coefficients[i, k], coefficients[i + 1, k], coefficients[i + 2, k], coefficients[i + 3, k]
-                q0[k] = a
-                q1[k] = (-11.0 * a + 18.0 * b - 9.0 * c + 2.0 * d) / 6.0
-                q2[k] = (2.0 * a - 5.0 * b + 4.0 * c - d) / 2.0
-                q3[k] = (-a + 3.0 * b - 3.0 * c + d) / 6.0
-                q0[n_k + k], q1[n_k + k] = -inverse_ds * q1[k], -2.0 * inverse_ds * q2[k]
-                q2[n_k + k] = -3.0 * inverse_ds * q3[k]
+            node_cubics(coefficients, i, inverse_ds, q0, q1, q2, q3)
         for k in range(2 * n_k):
             out[j, k] = q0[k] + t * (q1[k] + t * (q2[k] + t * q3[k]))
 

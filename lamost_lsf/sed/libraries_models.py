@@ -15,9 +15,11 @@ from astropy.io import fits
 from astropy.table import Table
 
 from lamost_lsf.errors import FormatError, LamostLSFWarning
+from lamost_lsf.files import damage
 from lamost_lsf.io import read_templates
+from lamost_lsf.io.templates import redrock_arrays
 from lamost_lsf.sed.libraries_base import Library, line_medium
-from lamost_lsf.sed.libraries_tables import damage, find_files
+from lamost_lsf.sed.libraries_tables import find_files
 from lamost_lsf.units import air_to_vacuum, check_medium
 
 __all__ = ["read_bosz", "read_phoenix", "read_redrock"]
@@ -50,13 +52,8 @@ def read_redrock(
         files = find_files(
             folder, f"rrtemplate-STAR-{str(kind).upper()}-*.fits*", what=f"redrock basis of class {kind}"
         )
-        with damage(files[-1]), fits.open(files[-1]) as hdus:
-            header = hdus[0].header
-            basis = np.array(hdus[0].data, dtype=np.float64)
-            own = np.array(hdus["ARCHETYPE_COEFF"].data, dtype=np.float64)
-            wavelength = header["CRVAL1"] + header["CDELT1"] * np.arange(basis.shape[1])
-            if header.get("LOGLAM"):
-                wavelength = 10.0**wavelength
+        with damage(files[-1], "library file"), fits.open(files[-1]) as hdus:
+            wavelength, basis, own = redrock_arrays(hdus)
         axes.append(wavelength)
         bases.append(basis)
         coefficients.append(own)
@@ -241,7 +238,7 @@ def _strip(name: str) -> str:
 def _read_bosz_file(file: Path, top: Path, waves: dict[Path, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Wavelengths (Angstrom, as in the file) and flux (erg/s/cm2/A at the surface) of one model."""
     if ".fits" in file.name:
-        with damage(file), fits.open(file) as hdus:
+        with damage(file, "library file"), fits.open(file) as hdus:
             data = {
                 str(n).lower(): np.asarray(hdus[1].data[n], dtype=np.float64).ravel() for n in hdus[1].columns.names
             }
@@ -267,7 +264,7 @@ def _read_bosz_file(file: Path, top: Path, waves: dict[Path, np.ndarray]) -> tup
 
 def _read_text(file: Path) -> np.ndarray:
     opener: Any = {".bz2": bz2.open, ".gz": gzip.open}.get(file.suffix, open)
-    with damage(file), opener(file, "rt") as stream:
+    with damage(file, "library file"), opener(file, "rt") as stream:
         return np.loadtxt(stream, ndmin=2)
 
 

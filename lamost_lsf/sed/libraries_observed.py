@@ -11,8 +11,9 @@ from astropy.io import fits
 from astropy.table import Table
 
 from lamost_lsf.errors import FormatError
+from lamost_lsf.files import damage
 from lamost_lsf.sed.libraries_base import Library
-from lamost_lsf.sed.libraries_tables import common_grid, damage, find_files, join_labels
+from lamost_lsf.sed.libraries_tables import common_grid, find_files, join_labels
 from lamost_lsf.units import air_to_vacuum, check_medium, doppler_factor
 
 __all__ = ["read_calspec", "read_mastar", "read_miles", "read_ngsl", "read_pickles"]
@@ -44,7 +45,7 @@ def read_miles(folder: Path, *, labels: Table | str | os.PathLike | None = None)
     known = _miles_params(params[0]) if params else {}
     if archives:
         path = archives[-1]
-        with damage(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as npz:
+        with damage(path, "library file"), open(path, "rb") as file, np.load(file, allow_pickle=False) as npz:
             air, flux = npz["wave_air_A"].astype(np.float64), npz["flux"].astype(np.float32)
             ids, own = [str(i) for i in npz["miles_id"]], npz["teff_logg_feh"].astype(np.float64)
             width = float(npz["fwhm_A"]) if "fwhm_A" in npz.files else MILES_FWHM
@@ -74,7 +75,7 @@ def read_miles(folder: Path, *, labels: Table | str | os.PathLike | None = None)
 
 
 def _miles_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with damage(path), fits.open(path) as hdus:
+    with damage(path, "library file"), fits.open(path) as hdus:
         header, flux = hdus[0].header, np.asarray(hdus[0].data, dtype=np.float64).ravel()
         step = header.get("CDELT1", header.get("CD1_1"))
         wavelength = header["CRVAL1"] + step * (np.arange(flux.size) + 1.0 - header.get("CRPIX1", 1.0))
@@ -83,7 +84,7 @@ def _miles_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _miles_params(path: Path) -> dict[str, dict]:
     out = {}
-    with damage(path), open(path, encoding="latin-1") as file:
+    with damage(path, "library file"), open(path, encoding="latin-1") as file:
         for line in file:
             match = re.match(r"^(?P<name>.*?)\s+(?P<id>\d{4})(?=\s)(?P<rest>.*)$", line.rstrip("\n"))
             if not match:
@@ -194,7 +195,7 @@ def _calspec_types(path: Path) -> dict[str, tuple[str, str]]:
 
 
 def _calspec_file(path: Path) -> tuple[np.ndarray, np.ndarray, dict] | None:
-    with damage(path), fits.open(path) as hdus:
+    with damage(path, "library file"), fits.open(path) as hdus:
         names = [str(name).upper() for name in hdus[1].columns.names]
         if not {"WAVELENGTH", "FLUX"} <= set(names) or np.ndim(hdus[1].data["WAVELENGTH"]) != 1:
             return None  # an extension file of another layout
@@ -248,7 +249,7 @@ def read_ngsl(
     grid = np.arange(wavelength_range[0], wavelength_range[1] + 0.5 * step, step)
     names, flux = [], []
     for file in files:
-        with damage(file), fits.open(file) as hdus:
+        with damage(file, "library file"), fits.open(file) as hdus:
             data = {
                 str(n).upper(): np.asarray(hdus[1].data[n], dtype=np.float64).ravel() for n in hdus[1].columns.names
             }
@@ -284,7 +285,7 @@ def read_mastar(folder: Path, *, labels: Table | str | os.PathLike | None = None
     files = find_files(folder, "MaStarHC_*.fits*", what="MaStar spectrum")
     flux, widths, axis = [], [], None
     for file in files:
-        with damage(file), fits.open(file) as hdus:
+        with damage(file, "library file"), fits.open(file) as hdus:
             header, value = hdus[0].header, np.asarray(hdus[0].data, dtype=np.float64)
             step = header.get("CDELT1", header.get("CD1_1"))
             wavelength = 10.0 ** (header["CRVAL1"] + step * (np.arange(value.size) + 1.0 - header.get("CRPIX1", 1.0)))
@@ -318,13 +319,13 @@ def read_pickles(folder: Path, *, medium: str = "air", labels: Table | str | os.
         Labels by name, which is that of the file: "pickles_9".
     """
     index = find_files(folder, "pickles.fits*", what="list of Pickles' files (pickles.fits)")[0]
-    with damage(index), fits.open(index) as hdus:
+    with damage(index, "library file"), fits.open(index) as hdus:
         names = [str(name).strip() for name in hdus[1].data["FILENAME"]]
         types = [str(kind).strip() for kind in hdus[1].data["SPTYPE"]]
     flux, axis = [], None
     for name in names:
         file = find_files(folder, f"{name}.fits*", what="Pickles spectrum")[0]
-        with damage(file), fits.open(file) as hdus:
+        with damage(file, "library file"), fits.open(file) as hdus:
             wavelength = np.asarray(hdus[1].data["WAVELENGTH"], dtype=np.float64)
             value = np.asarray(hdus[1].data["FLUX"], dtype=np.float64)
         if axis is None:

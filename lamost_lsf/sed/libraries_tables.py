@@ -4,35 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
-import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from astropy.table import Table
 
-from lamost_lsf.errors import FormatError
+from lamost_lsf.files import damage
 
-__all__ = ["common_grid", "damage", "find_files", "join_labels", "star_key"]
-
-
-class damage:  # noqa: N801  reads as a statement
-    """FormatError, in one line, for whatever is raised on a damaged file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
-        if error is None or isinstance(error, (FileNotFoundError, PermissionError, FormatError)):
-            return
-        known = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, zipfile.BadZipFile, zlib.error)
-        if isinstance(error, known):
-            detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise FormatError(f"{self.path}: not a readable library file: {detail}") from None
+__all__ = ["common_grid", "find_files", "join_labels", "star_key"]
 
 
 def find_files(
@@ -89,7 +68,7 @@ def join_labels(table: Table, labels: Table | str | os.PathLike | None) -> Table
         if not path.is_file():
             raise FileNotFoundError(f"no such table of labels: {path}")
         kinds = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".fits": "fits", ".txt": "ascii"}
-        with damage(path):
+        with damage(path, "library file"):
             labels = Table.read(path, format=kinds.get(path.suffix.lower()))
     columns = {str(column).lower(): column for column in labels.colnames}
     if "name" not in columns:

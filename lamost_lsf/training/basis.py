@@ -160,10 +160,10 @@ def learn_basis(
         alone = np.flatnonzero(~np.any(np.isfinite(neighbours), axis=1))
         some = alone if alone.size >= _LEAST_LINES else np.arange(line.size)
         some = some[:: max(1, some.size // _SHAPE_LINES)]
-        shape, _ = _group_profiles(functions, penalty, offset, *(a[some] for a in pixels), [np.zeros_like(some)])
+        shape, *_ = _group_profiles(functions, penalty, offset, *(a[some] for a in pixels), [np.zeros_like(some)])
         known = (neighbours, shape[0])
     keys = [line, (fiber - fiber.min()) // fibers_per_group, parts]
-    profiles, noise = _group_profiles(functions, penalty, offset, *pixels, keys, known)
+    profiles, noise, _ = _group_profiles(functions, penalty, offset, *pixels, keys, known)
     if len(profiles) < 4:
         raise ValueError("too few lines to learn a basis from: no four groups of eight similar lines")
     profiles = profiles / (profiles @ weights)[:, None]
@@ -173,16 +173,16 @@ def learn_basis(
     # Fibres unlike their neighbours are smeared in those groups: let every fibre speak for itself, and those that the
     # components do not describe line by line, where there are exposures enough.
     index = np.unique(fiber, return_inverse=True)[1]
-    alone, alone_noise, which = _fiber_profiles(functions, penalty, offset, pixels, [index], known)
+    alone, alone_noise, one = _group_profiles(functions, penalty * 10, offset, *pixels, [index], known)
     if len(alone):  # a single exposure may have too few lines for that
-        odd = which[_unlike(alone / (alone @ weights)[:, None] - mean, alone_noise, components)]
+        odd = index[one][_unlike(alone / (alone @ weights)[:, None] - mean, alone_noise, components)]
         members = np.flatnonzero(np.isin(index, odd))
         if members.size:
             counts = np.unique(np.stack([line, index])[:, members], axis=1, return_counts=True)[1]
             keys = [index, line] if np.median(counts) >= _LEAST_LINES else [index]
             few = None if known is None else (known[0][members], known[1])
-            alone, alone_noise, _ = _fiber_profiles(
-                functions, penalty, offset, [a[members] for a in pixels], [k[members] for k in keys], few
+            alone, alone_noise, _ = _group_profiles(
+                functions, penalty * 10, offset, *(a[members] for a in pixels), [k[members] for k in keys], few
             )
             rest = alone / (alone @ weights)[:, None] - mean
             rest = rest - (rest @ components.T) @ components
@@ -192,21 +192,6 @@ def learn_basis(
     scores = (profiles - mean) @ components.T
     spread = np.maximum(scores.std(axis=0), 1e-3 * np.abs(mean).max())
     return ProfileBasis(offset, mean, components * spread[:, None])
-
-
-def _fiber_profiles(functions, penalty, offset, pixels, keys, known):
-    """Profiles of groups, their noise, and the first key of each."""
-    profiles, noise, first = [], [], []
-    for value in np.unique(keys[0]):
-        members = np.flatnonzero(keys[0] == value)
-        near = None if known is None else (known[0][members], known[1])
-        one, its_noise = _group_profiles(
-            functions, penalty * 10, offset, *(a[members] for a in pixels), [k[members] for k in keys], near
-        )
-        profiles.extend(one)
-        noise.extend(its_noise)
-        first.extend([value] * len(one))
-    return np.array(profiles), np.array(noise), np.array(first, dtype=np.int64)
 
 
 def _unlike(deviation: np.ndarray, noise: np.ndarray, components: np.ndarray) -> np.ndarray:
@@ -252,7 +237,7 @@ def _time_parts(time: np.ndarray, parts: int) -> np.ndarray:
 
 
 def _group_profiles(functions, penalty, offset, native_offset, native_flux, native_ivar, keys, known=None):
-    """Spline profile (n_group, n_sample) of each group and its rough noise (n_group,), relative to the peak.
+    """Spline profile (n_group, n_sample) of each group, its rough noise, relative to the peak, and one of its lines.
 
     ``known`` are the neighbours' offsets and their shape.
     """
@@ -262,7 +247,7 @@ def _group_profiles(functions, penalty, offset, native_offset, native_flux, nati
         code = code * (inverse.max() + 1) + inverse
     order = np.argsort(code, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(code[order]) != 0, True])
-    profiles, noise = [], []
+    profiles, noise, lines = [], [], []
     for a, b in itertools.pairwise(starts):
         if b - a < _LEAST_LINES:
             continue
@@ -282,7 +267,8 @@ def _group_profiles(functions, penalty, offset, native_offset, native_flux, nati
         profiles.append(profile / peak)
         information = np.einsum("n,nii->", amplitude**2, stats.matrix[good]) / functions.shape[0]
         noise.append(1.0 / np.sqrt(information) / peak)
-    return np.array(profiles), np.array(noise)
+        lines.append(members[0])
+    return np.array(profiles), np.array(noise), np.array(lines, dtype=np.int64)
 
 
 def _principal(deviations: np.ndarray, n_components: int | None, max_components: int) -> np.ndarray:

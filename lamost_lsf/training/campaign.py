@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from astropy.table import Table
 
+from lamost_lsf.cluster import cluster_client, import_distributed
 from lamost_lsf.errors import LamostLSFError, LamostLSFWarning
 from lamost_lsf.files import atomic_path
 from lamost_lsf.models.neural import NeuralIP, parse_model_name
@@ -304,7 +305,7 @@ def train_all(
         raise FileNotFoundError(f"folder {output.parent} does not exist")
     if scheduler is None:
         torch.empty(0, device=choose_device(plan.device))  # a device that is not there: here, not once a set
-    submit = None if scheduler is None and workers is None else _import_distributed()
+    submit = None if scheduler is None and workers is None else import_distributed("training")
     output.mkdir(exist_ok=True)
     work = output / ".work" if work is None else Path(work).absolute()
     jobs = [(store.absolute(), output / f"{store.stem}.safetensors") for store in stores]
@@ -415,14 +416,6 @@ def _attempt(store: Path, model: Path, **arguments: Any) -> dict[str, Any]:
 # -- all sets -----------------------------------------------------------------------------------------------------
 
 
-def _import_distributed() -> Any:
-    try:
-        from dask import distributed
-    except ImportError:
-        raise ImportError("training on a cluster needs dask: pip install 'lamost-lsf[dask]'") from None
-    return distributed
-
-
 def _on_cluster(
     jobs: list[tuple[Path, Path]],
     scheduler: Any,
@@ -430,18 +423,8 @@ def _on_cluster(
     arguments: dict[str, Any],
     done: Callable[[str, dict[str, Any]], None],
 ) -> None:
-    distributed = _import_distributed()
-    with ExitStack() as stack:
-        if isinstance(scheduler, distributed.Client):
-            client = scheduler
-        else:
-            if scheduler is None:
-                scheduler = stack.enter_context(
-                    distributed.LocalCluster(
-                        n_workers=min(workers, len(jobs)), threads_per_worker=1, processes=True, dashboard_address=None
-                    )
-                )
-            client = stack.enter_context(distributed.Client(scheduler, set_as_default=False))
+    distributed = import_distributed("training")
+    with cluster_client(distributed, scheduler, min(workers, len(jobs)) if scheduler is None else None) as client:
         # not pure: a set that failed before is to be tried again, not answered from the scheduler's memory
         futures = {client.submit(_attempt, *job, **arguments, pure=False): job for job in jobs}
         for future in distributed.as_completed(futures, loop=client.loop):
