@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import fields
@@ -12,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from astropy.time import Time
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lamost_lsf.errors import FormatError, OutOfRangeError
 from lamost_lsf.files import atomic_path
+from lamost_lsf.modelfile import damaged_model, model_metadata, read_model_file
 from lamost_lsf.models.base import IPModel
 from lamost_lsf.models.expansion import Expansion
 from lamost_lsf.time import lmjm_to_time
@@ -261,8 +260,6 @@ class NeuralIP(IPModel):
         tensors["offset"] = self.offset
         if self.expansion is not None:
             tensors |= {f"expansion.{f.name}": getattr(self.expansion, f.name) for f in fields(Expansion)}
-        # One entry, for safetensors writes several in random order, and the same model shall make the same file. JSON
-        # keeps every digit of a float64.
         header = {
             "format_version": FORMAT_VERSION,
             "n_layers": len(self.weights),
@@ -275,10 +272,7 @@ class NeuralIP(IPModel):
             "activation": self.activation,
             "meta": self.meta,
         }
-        try:
-            metadata = {FORMAT: json.dumps(header)}
-        except TypeError as error:
-            raise TypeError(f"meta cannot be written: {error}") from None
+        metadata = model_metadata(FORMAT, header)
         with atomic_path(path, overwrite=overwrite) as temporary:
             # safetensors writes memory as it lies: a transposed view would come back as another array
             save_file({k: np.array(v, order="C") for k, v in tensors.items()}, temporary, metadata=metadata)
@@ -293,24 +287,8 @@ class NeuralIP(IPModel):
         FormatError
             Not such a file, another format version, or a damaged one.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no model file {path}")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise FormatError(f"{path}: not a readable safetensors file ({error})") from None
-        if FORMAT not in metadata:
-            raise FormatError(f"{path}: its metadata lack the entry {FORMAT!r}; found {', '.join(metadata) or 'none'}")
-        try:
-            header = json.loads(metadata[FORMAT])
-            version = header["format_version"]
-            if version != FORMAT_VERSION:
-                raise FormatError(
-                    f"{path}: format version {version} cannot be read by this release (it reads version "
-                    f"{FORMAT_VERSION}); upgrade lamost-lsf or convert the file"
-                )
+        header, tensors = read_model_file(path, FORMAT, FORMAT_VERSION, "numpy")
+        with damaged_model(path):
             n = int(header["n_layers"])
             prefix = "expansion."
             parts = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -327,12 +305,6 @@ class NeuralIP(IPModel):
                 expansion=Expansion(**parts) if parts else None,
                 meta=dict(header["meta"]),
             )
-        except FormatError:
-            raise
-        except KeyError as error:
-            raise FormatError(f"{path}: damaged model file ({error} is missing)") from None
-        except (ValueError, TypeError) as error:
-            raise FormatError(f"{path}: damaged model file ({error})") from None
 
     @classmethod
     def from_pylamostip(cls, path: str | PathLike, *, arm: str | None = None) -> NeuralIP:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lamost_lsf.errors import FormatError
 from lamost_lsf.files import atomic_path
+from lamost_lsf.modelfile import damaged_model, model_metadata, read_model_file
 from lamost_lsf.sed.domain import Domain
 from lamost_lsf.sed.grids import WavelengthGrid, normalize_flux
 from lamost_lsf.sed.network import Architecture, UaRANet
@@ -198,10 +195,7 @@ class SEDModel:
             "teff_range": self.teff_range,
             "meta": self.meta,
         }
-        try:
-            metadata = {FORMAT: json.dumps(header)}
-        except TypeError as error:
-            raise TypeError(f"meta cannot be written: {error}") from None
+        metadata = model_metadata(FORMAT, header)
         with atomic_path(path, overwrite=overwrite) as temporary:
             save_file(tensors, temporary, metadata=metadata)
 
@@ -215,24 +209,8 @@ class SEDModel:
         FormatError
             Not such a file, another format version, or a damaged one.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no model file {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise FormatError(f"{path}: not a readable safetensors file ({error})") from None
-        if FORMAT not in metadata:
-            raise FormatError(f"{path}: its metadata lack the entry {FORMAT!r}; found {', '.join(metadata) or 'none'}")
-        try:
-            header = json.loads(metadata[FORMAT])
-            version = header["format_version"]
-            if version != FORMAT_VERSION:
-                raise FormatError(
-                    f"{path}: format version {version} cannot be read by this release (it reads version "
-                    f"{FORMAT_VERSION}); upgrade lamost-lsf or convert the file"
-                )
+        header, tensors = read_model_file(path, FORMAT, FORMAT_VERSION, "pt")
+        with damaged_model(path):
             networks = []
             for k, architecture in enumerate(header["architectures"]):
                 network = UaRANet(Architecture(**architecture))
@@ -247,12 +225,6 @@ class SEDModel:
                 teff_range=header["teff_range"],
                 meta=header["meta"],
             )
-        except FormatError:
-            raise
-        except KeyError as error:
-            raise FormatError(f"{path}: damaged model file ({error} is missing)") from None
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise FormatError(f"{path}: damaged model file ({error})") from None
 
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
