@@ -7,9 +7,10 @@ from scipy.optimize import minimize_scalar
 torch = pytest.importorskip("torch", reason="lamost_lsf.training needs torch")
 
 from lamost_lsf.spline import quadrature_weights  # noqa: E402
-from lamost_lsf.training.basis import fit_group, learn_basis, spline_functions  # noqa: E402
+from lamost_lsf.training.basis import ProfileBasis, fit_group, learn_basis, spline_functions  # noqa: E402
 from lamost_lsf.training.data import FileRows, PackedStatistics  # noqa: E402
-from lamost_lsf.training.statistics import line_statistics  # noqa: E402
+from lamost_lsf.training.neighbours import fit_ratios  # noqa: E402
+from lamost_lsf.training.statistics import NEIGHBOUR_PRIOR, line_statistics  # noqa: E402
 from lamost_lsf.training.terms import GroupTerm, fit_group_term, newton_system  # noqa: E402
 
 GRID = np.linspace(-8.335, 9.25, 600)
@@ -228,6 +229,67 @@ def test_a_neighbours_wing_is_fitted_away():
     design = np.stack([*columns, np.ones(x.shape[1]), x[i]], axis=1) * np.sqrt(ivar[i])[:, None]
     rest = np.linalg.lstsq(design, flux[i] * np.sqrt(ivar[i]), rcond=None)[1][0]
     assert fitted.chi2(c)[i] == pytest.approx(rest, rel=5e-3)
+
+
+def planted(rng, n, ratio, y, coefficients, sn=100.0):
+    """Lines and a neighbour of the same profile, ``ratio`` as bright, at y."""
+    basis = functions()
+    x, flux, ivar = pixels(rng, n, basis, coefficients, sn=sn)
+    profile = basis[0] + coefficients @ basis[1:]
+    # the amplitude that `pixels` drew follows from its noise: sigma = amplitude * peak / sn
+    peak = np.stack([np.interp(xi, GRID, p) for xi, p in zip(x, profile, strict=True)]).max(axis=1)
+    amplitude = sn / np.sqrt(ivar[:, 0]) / peak
+    wing = [np.interp(xi - y, GRID, p, left=0.0, right=0.0) for xi, p in zip(x, profile, strict=True)]
+    return basis, (x, flux + ratio * amplitude[:, None] * np.array(wing), ivar)
+
+
+def test_a_neighbour_of_known_flux_has_the_lines_own_profile():
+    # with the ratio held, it is least squares with one column h(x) + ratio h(x - y), whatever the coefficients
+    rng = np.random.default_rng(21)
+    c = rng.normal(size=(5, 3))
+    basis, (x, flux, ivar) = planted(rng, 5, 0.3, -6.0, c)
+    near, ratio = np.full((5, 2), np.nan), np.full((5, 2), 0.3)
+    near[:, 1] = -6.0
+    stats = line_statistics(x, flux, ivar, GRID, basis, neighbours=near, ratio=ratio, spread=1e-7)
+    for i in range(5):
+        profile = basis[0] + c[i] @ basis[1:]
+        h = np.interp(x[i], GRID, profile) + 0.3 * np.interp(x[i] + 6.0, GRID, profile, left=0.0, right=0.0)
+        design = np.stack([h, np.ones_like(h), x[i]], axis=1) * np.sqrt(ivar[i])[:, None]
+        rest = np.linalg.lstsq(design, flux[i] * np.sqrt(ivar[i]), rcond=None)[1][0]
+        assert stats.chi2(c)[i] == pytest.approx(rest, rel=5e-3)
+    wrong = line_statistics(x, flux, ivar, GRID, basis, neighbours=-near, ratio=ratio, spread=1e-7)
+    assert np.all(wrong.chi2(c) > 10 * stats.chi2(c))
+    with pytest.raises(ValueError, match="ratio must have the neighbours' shape"):
+        line_statistics(x, flux, ivar, GRID, basis, neighbours=near, ratio=ratio[:, :1])
+
+
+@pytest.mark.parametrize("y", [-7.0, 8.0])
+def test_a_neighbours_flux_is_told_although_the_model_has_its_wing(y):
+    rng = np.random.default_rng(22)
+    n = 600
+    fiber = np.linspace(-1, 1, n)[:, None]
+    c = 0.5 * rng.normal(size=3) + 0.4 * fiber * rng.normal(size=3)
+    basis, native = planted(rng, n, 0.04, y, c)
+    # a model fitted as if there were no neighbour: its coefficients have taken up what they can of the wing
+    alone = line_statistics(*native, GRID, basis)
+    taken = c.copy()
+    for _ in range(3):
+        gradient, hessian = newton_system(alone, taken)
+        taken = taken + np.linalg.solve(hessian.sum(0), gradient.sum(0))
+    assert np.max(np.abs(np.mean(taken - c, axis=0))) > 0.02
+    near = np.array([np.nan, y])
+    series = np.concatenate([np.ones_like(fiber), fiber], axis=1)
+    profile = ProfileBasis(GRID, basis[0], basis[1:])
+    ratio, spread = fit_ratios(native, near, profile, taken, series, np.zeros(2))
+    assert ratio[0] == 0.0
+    # by its own error; what lamps may vary by is added to that in the spread
+    sigma = np.sqrt(spread[1] ** 2 - (0.05 * ratio[1]) ** 2)
+    assert 0.0 < sigma < 5e-4
+    assert ratio[1] == pytest.approx(0.04, abs=3.5 * sigma)
+    # one that is out of sight stays as unknown as before
+    nothing, spread = fit_ratios(native, np.array([-30.0]), profile, taken, series, np.zeros(1))
+    assert abs(nothing[0]) < 1e-6
+    assert spread[0] == pytest.approx(NEIGHBOUR_PRIOR, rel=1e-6)
 
 
 def test_rows_in_a_file_are_those_of_an_array(tmp_path):

@@ -9,11 +9,10 @@ import astropy.units as u
 import numpy as np
 from astropy.table import Table
 
-from lamost_lsf.convolution.nodes import lagrange4
 from lamost_lsf.models.base import IPModel
 from lamost_lsf.time import lmjm_to_time
 from lamost_lsf.training.source import TrainingSource, open_source
-from lamost_lsf.training.statistics import NEIGHBOUR_PRIOR
+from lamost_lsf.training.statistics import fit_lines, sampled
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -116,7 +115,8 @@ def evaluate(
     """
     if kind not in ("native", "resampled"):
         raise ValueError(f"kind must be 'native' or 'resampled', got {kind!r}")
-    source = open_source(data)
+    names = tuple(model.extra_labels)
+    source = open_source(data, names)
     index = np.arange(len(source)) if index is None else np.asarray(index)
     parts = []
     for start in range(0, index.size, chunk):
@@ -126,6 +126,7 @@ def evaluate(
             time=lmjm_to_time(labels.lmjm),
             fiber=labels.fiber,
             wavelength=labels.wavelength * u.AA,
+            labels=dict(zip(names, labels.extra.T, strict=True)) or None,
             extrapolate=extrapolate,
         )
         compare = _native if kind == "native" else _resampled
@@ -147,41 +148,13 @@ def evaluate(
     return Evaluation(table, kind, str(name))
 
 
-def _sampled(x: np.ndarray, offset: np.ndarray, flux: np.ndarray) -> np.ndarray:
-    """Rows of ``flux`` (n, n_sample) at offsets x (n, p): four-point interpolation; 0 outside the window."""
-    step = offset[1] - offset[0]
-    p = (x - offset[0]) / step
-    inside = (p >= 0) & (p <= offset.size - 1)
-    i = np.clip(p.astype(np.int64) - 1, 0, offset.size - 4)
-    weights = lagrange4.py_func(p - i)
-    rows = np.arange(flux.shape[0])[:, None]
-    return np.where(inside, sum(w * flux[rows, i + k] for k, w in enumerate(weights)), 0.0)
-
-
 def _native(source: TrainingSource, index: np.ndarray, offset: np.ndarray, flux: np.ndarray, error: np.ndarray | None):
     x, data, ivar = (
         np.asarray(a, dtype=np.float64) for a in source.load(index, "native_offset", "native_flux", "native_ivar")
     )
     good = ivar > 0
-    h = _sampled(x, offset, flux)
-    scaled = x / (0.5 * np.ptp(offset))
-    near = source.neighbours[source.labels.line[index]]
-    # a neighbour's shape is taken to be the line's own; a column of zeros where there is none
-    outside = 2.0 * offset[-1] - 2.0 * offset[0]
-    wings = [_sampled(np.where(np.isfinite(y)[:, None], x - y[:, None], outside), offset, flux) for y in near.T]
-    design = np.stack([h, np.ones_like(h), scaled, *wings], axis=2)
-    weighted = design * ivar[:, :, None]
-    normal = np.einsum("npi,npj->nij", weighted, design)
-    parameters = 3 + np.count_nonzero(np.isfinite(near), axis=1)
-    diagonal = np.arange(3, design.shape[2])
-    counts = np.maximum(np.max(np.where(good, data, 0.0), axis=1), 1e-30)
-    normal[:, diagonal, diagonal] += ((flux.max(axis=1) / (NEIGHBOUR_PRIOR * counts)) ** 2)[:, None]
-    # a line without enough pixels has no residuals
-    usable = np.count_nonzero(good, axis=1) > parameters + 1
-    usable &= np.linalg.cond(np.where(np.isfinite(normal), normal, 0)) < 1e12
-    normal[~usable] = np.eye(design.shape[2])
-    inverse = np.linalg.inv(normal)
-    solution = np.einsum("nij,npj,np->ni", inverse, weighted, data)
+    fit = fit_lines(x, data, ivar, offset, flux, source.neighbours[source.labels.line[index]])
+    design, solution = fit.design, fit.solution
     model = np.einsum("npi,ni->np", design, solution)
     amplitude = solution[:, 0]
     peak = amplitude * flux.max(axis=1)
@@ -190,14 +163,14 @@ def _native(source: TrainingSource, index: np.ndarray, offset: np.ndarray, flux:
         variance = 1.0 / ivar
         own = variance.copy()
         if error is not None:
-            own = own + (amplitude[:, None] * _sampled(x, offset, error)) ** 2
+            own = own + (amplitude[:, None] * sampled(x, offset, error)) ** 2
         # the fit of amplitude, background and neighbours takes part of the noise out of the residuals
-        leverage = np.einsum("npi,nij,npj->np", design, inverse, weighted)
+        leverage = np.einsum("npi,nij,npj->np", design, fit.inverse, design) * ivar
         expected = np.sqrt(own - variance * np.clip(leverage, 0.0, 1.0))
         covered = np.where(good, np.abs(residual) <= expected, np.nan)
         noise = np.sqrt(np.nanmean(np.where(good, variance, np.nan), axis=1)) / peak
     chi2 = np.nansum(residual**2 * ivar, axis=1)
-    return _columns(residual / peak[:, None], noise, chi2, good, covered, usable, parameters)
+    return _columns(residual / peak[:, None], noise, chi2, good, covered, fit.usable, fit.parameters)
 
 
 def _resampled(

@@ -35,6 +35,7 @@ from lamost_lsf.models.expansion import (
 from lamost_lsf.training.basis import ProfileBasis
 from lamost_lsf.training.data import Labels, PackedStatistics
 from lamost_lsf.training.loop import History, Schedule, train_network
+from lamost_lsf.training.neighbours import fit_ratios
 from lamost_lsf.training.source import TrainingSource
 from lamost_lsf.training.statistics import line_statistics
 from lamost_lsf.training.terms import GroupTerm, fit_group_term, newton_system
@@ -50,6 +51,10 @@ SWEEPS = 2
 #: Correlation lengths that are tried: days; shares of the range of wavelengths.
 NIGHT_SCALES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 LINE_SCALES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 3.0)
+
+
+#: Lines that a neighbour's flux is told from, at most.
+_RATIO_LINES = 20_000
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class ExpandedTrainer:
     packed : PackedStatistics
         Of all lines, in ``basis``.
     labels : Labels
-    scaled : ndarray (n, 3)
+    scaled : ndarray (n, 3 + m)
         Labels scaled to [-0.5, 0.5].
     train, validation : ndarray of int
         Lines of the two sets; no exposure in both.
@@ -139,10 +144,15 @@ class ExpandedTrainer:
         self.line_term = GroupTerm.zero(self.line_position.size, 4, k)
         self.night_term = GroupTerm.zero(self.night_number.size, night_functions(scaled[:1]).shape[1], k)
         self._kriged: dict[str, tuple[GroupTerm, tuple[float, np.ndarray]]] = {}
+        self._ratio: dict[int, np.ndarray] = {}
         torch.manual_seed(settings.seed)
         h = settings.hidden
         self.network = torch.nn.Sequential(
-            torch.nn.Linear(3, h), torch.nn.SiLU(), torch.nn.Linear(h, h), torch.nn.SiLU(), torch.nn.Linear(h, k)
+            torch.nn.Linear(scaled.shape[1], h),
+            torch.nn.SiLU(),
+            torch.nn.Linear(h, h),
+            torch.nn.SiLU(),
+            torch.nn.Linear(h, k),
         ).to(device)
         # begins as nothing beside the terms
         torch.nn.init.zeros_(self.network[-1].weight)
@@ -154,8 +164,11 @@ class ExpandedTrainer:
         """Which of the surface's functions the training set has exposures, fibres and lines enough for."""
         labels = self.labels[self.train]
         times, fibers, lines = (np.unique(a).size for a in (labels.exposure, labels.fiber, labels.line))
-        time, fiber, wavelength = surface_degrees()
-        return (time <= times // 4) & (fiber <= max(fibers - 3, 0)) & (wavelength <= max(lines - 3, 0))
+        time, fiber, wavelength, *extra = surface_degrees(labels.extra.shape[1])
+        used = (time <= times // 4) & (fiber <= max(fibers - 3, 0)) & (wavelength <= max(lines - 3, 0))
+        for degree, values in zip(extra, labels.extra.T, strict=True):
+            used &= degree <= np.unique(values).size // 4
+        return used
 
     def _surface(self, scaled: np.ndarray) -> np.ndarray:
         return surface_functions(scaled) * self._surface_used
@@ -226,6 +239,7 @@ class ExpandedTrainer:
             self._phase("network", self.settings.epochs, self.settings.learning_rate, history, **options)
         for number in range(self.settings.rounds):
             name = f"refine-{number + 1}"
+            self._refine_neighbours()
             self._terms(name, work)
             if number < self.settings.rounds - 1:
                 rate = 0.4 * self.settings.learning_rate
@@ -243,19 +257,31 @@ class ExpandedTrainer:
             self._save_terms(done)
 
     def _refine_neighbours(self, chunk: int = 20_000) -> bool:
-        """Reduce lines with neighbours anew, these with the profile that the terms give their place; False for none."""
+        """Tell neighbours' fluxes by the present model and reduce their lines anew with them; False for none."""
         if self.source is None:
             return False
-        has = np.any(np.isfinite(self.source.neighbours), axis=1)[self.labels.line]
-        index = np.flatnonzero(has)
-        for start in range(0, index.size, chunk):
-            part = index[start : start + chunk]
-            *native, neighbours = next(self.source.pixels(part, chunk))
-            shape = self.basis.profiles(self.particular(part))
-            functions = self.basis.functions
-            stats = line_statistics(*native, self.basis.offset, functions, neighbours=neighbours, shape=shape)
-            self.packed.put(part, stats)
-        return index.size > 0
+        near = self.source.neighbours
+        for line in np.flatnonzero(np.any(np.isfinite(near), axis=1)):
+            index = np.flatnonzero(self.labels.line == line)
+            some = self.train[self.labels.line[self.train] == line]
+            if not some.size:
+                continue
+            some = some[:: max(1, some.size // _RATIO_LINES)]
+            *native, _ = next(self.source.pixels(some, some.size))
+            functions = line_functions(self.scaled[some])
+            before = self._ratio.get(line, np.zeros(near.shape[1]))
+            ratio, spread = fit_ratios(native, near[line], self.basis, self.coefficients(some), functions, before)
+            self._ratio[line] = ratio
+            for start in range(0, index.size, chunk):
+                part = index[start : start + chunk]
+                *native, neighbours = next(self.source.pixels(part, chunk))
+                shape = (part.size, ratio.size)
+                stats = line_statistics(
+                    *native, self.basis.offset, self.basis.functions, neighbours=neighbours,
+                    ratio=np.broadcast_to(ratio, shape), spread=np.broadcast_to(spread, shape),
+                )  # fmt: skip
+                self.packed.put(part, stats)
+        return bool(self._ratio)
 
     def _phase(self, name, epochs, rate, history, *, work, checkpoint_every, identity, progress) -> None:
         finished = None if work is None else work / f"{name}.done.safetensors"
@@ -321,20 +347,32 @@ class ExpandedTrainer:
     def _fit_terms(self) -> None:
         # what is smooth is the surface's and the network's: only what they leave is the lines' and the nights'
         first = not np.any(self.surface_term.values)
-        index = self.train if first else self.train[self._inliers(self.train)]
+        pool = self._alone() if first else self.train
+        index = pool if first else pool[self._inliers(pool)]
         self.line_term = GroupTerm.zero(*self.line_term.values.shape)
         self.night_term = GroupTerm.zero(*self.night_term.values.shape)
         if first:  # a quarter of the lines does for the first step
             self.surface_term = self._fitted("surface", index[::4])
         self.surface_term = self._fitted("surface", index)
-        if first:
-            # before there was a surface nothing could be told from an outlier
-            index = self.train[self._inliers(self.train)]
         # each takes what it can of what the others leave; where they overlap it needs a few turns
         for _ in range(SWEEPS):
+            # an outlier can only be told by a model that knows the line: of a line fitted for the first time, anew
+            index = pool[self._inliers(pool)]
             self.line_term = self._fitted("line", index)
             self.night_term = self._fitted("night", index)
             self.fiber_term = self._fitted("fiber", index)
+
+    def _alone(self) -> np.ndarray:
+        """Lines of the training set that no neighbour reaches, where these are at least four of the list, and half.
+
+        What the first terms make of the others' places tells the neighbours' fluxes without their own wings' errors.
+        """
+        if self.source is None:
+            return self.train
+        line = self.labels.line[self.train]
+        alone = ~np.any(np.isfinite(self.source.neighbours), axis=1)[line]
+        kept = np.unique(line[alone]).size
+        return self.train[alone] if kept >= max(4, np.unique(line).size / 2) else self.train
 
     def _fitted(self, name: str, index: np.ndarray) -> GroupTerm:
         group, functions = {

@@ -2,8 +2,9 @@
 
 A line seen in pixels at offsets x_j is ``d_j = A h(x_j) + b0 + b1 x_j + sum_q r_q g(x_j - y_q) + noise`` with
 ``h = mu + sum_k c_k B_k`` (an effective LSF: the pixel's response is part of h; Anderson & King 2000). Neighbours of
-the lamp at known offsets y_q, whose wings reach into the window, have a fixed shape g and unknown fluxes r_q. The
-chi-square is quadratic in (A, A c, b, r); with background and neighbours eliminated (Schur complement) and
+the lamp at known offsets y_q, whose wings reach into the window, have a fixed shape g and unknown fluxes r_q. Where the
+ratio rho_q of their fluxes to the line's is known, h(x) is ``h(x) + sum_q rho_q h(x - y_q)`` instead, and r_q what is
+left. The chi-square is quadratic in (A, A c, b, r); with background and neighbours eliminated (Schur complement) and
 ``a = (1, c)``
 
     chi2(A, c) = s - 2 A v.a + A^2 a.M.a,      min over A:  s - (v.a)^2 / (a.M.a),
@@ -21,7 +22,7 @@ from numba import njit
 
 from lamost_lsf.convolution.nodes import lagrange4
 
-__all__ = ["NEIGHBOUR_PRIOR", "LineStatistics", "line_statistics"]
+__all__ = ["NEIGHBOUR_PRIOR", "LineFit", "LineStatistics", "fit_lines", "line_statistics", "sampled"]
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def _interpolate(basis, x0, inverse_dx, x, out):
         out[m] = w0 * row[i] + w1 * row[i + 1] + w2 * row[i + 2] + w3 * row[i + 3]
 
 
-#: Standard deviation of the prior on a neighbour's flux, relative to the line's: what is listed as one is faint.
-#: It matters only where so little of the neighbour is seen that the background, or the line's wing, would do as well.
+#: Standard deviation of the prior on a neighbour's flux, relative to the line's, as long as nothing is known of it:
+#: what is listed as a neighbour is faint. It matters only where little of the neighbour is seen.
 NEIGHBOUR_PRIOR = 0.5
 
 
@@ -102,7 +103,7 @@ def _cholesky(matrix, size):
 
 @njit(cache=True, error_model="numpy")
 def _reduce(
-    offset, flux, ivar, basis, x0, inverse_dx, half_width, neighbour, shape, ridge,
+    offset, flux, ivar, basis, x0, inverse_dx, half_width, neighbour, ratio, shape, ridge,
     matrix, vector, scalar, n_pixels, amplitude,
 ):  # fmt: skip
     n, n_pixel = offset.shape
@@ -111,7 +112,7 @@ def _reduce(
     normal, rhs, g = np.empty((most, most)), np.empty(most), np.empty(most)
     factor = np.empty((2 + n_neighbour, 2 + n_neighbour))
     half = np.empty((2 + n_neighbour, m + 1))
-    one = np.empty(1)
+    one, wing = np.empty(1), np.empty(m)
     for i in range(n):
         normal[:], rhs[:] = 0.0, 0.0
         size = m + 2
@@ -130,10 +131,13 @@ def _reduce(
             a = m + 2
             for q in range(n_neighbour):
                 if np.isfinite(neighbour[i, q]):
-                    row = min(i, shape.shape[0] - 1)
-                    _interpolate(shape[row : row + 1], x0, inverse_dx, x - neighbour[i, q], one)
+                    _interpolate(shape, x0, inverse_dx, x - neighbour[i, q], one)
                     g[a] = one[0]
                     a += 1
+                    if ratio[i, q] != 0.0:
+                        _interpolate(basis, x0, inverse_dx, x - neighbour[i, q], wing)
+                        for b in range(m):
+                            g[b] += ratio[i, q] * wing[b]
             for a in range(size):
                 wg = w * g[a]
                 rhs[a] += wg * d
@@ -147,8 +151,11 @@ def _reduce(
         for a in range(nuisances):
             for b in range(a + 1):
                 factor[a, b] = normal[m + a, m + b]
-            if a > 1:
-                factor[a, a] += ridge
+        a = 2
+        for q in range(n_neighbour):
+            if np.isfinite(neighbour[i, q]):
+                factor[a, a] += ridge[i, q]
+                a += 1
         if count < 3 + nuisances or not _cholesky(factor, nuisances):
             matrix[i], vector[i], scalar[i], n_pixels[i] = np.nan, np.nan, np.nan, 0
             continue
@@ -183,6 +190,8 @@ def line_statistics(
     *,
     neighbours: np.ndarray | None = None,
     shape: np.ndarray | None = None,
+    ratio: np.ndarray | None = None,
+    spread: np.ndarray | float = NEIGHBOUR_PRIOR,
 ) -> LineStatistics:
     """Reduced normal equations of lines seen in native pixels.
 
@@ -198,8 +207,13 @@ def line_statistics(
         Rough amplitude of each line, to keep numbers of order one; by default the largest good pixel.
     neighbours : ndarray (n, Q), optional
         Offsets (Angstrom) from the line of other lines of the lamp, NaN where there are fewer than Q.
-    shape : ndarray (n_sample,) or (n, n_sample), optional
-        Profile of the neighbours on ``grid``, unit area, for all lines or each; the first of ``basis`` by default.
+    shape : ndarray (n_sample,), optional
+        Profile of the neighbours on ``grid``, unit area; the first of ``basis`` by default.
+    ratio : ndarray (n, Q), optional
+        Expected flux of each neighbour relative to the line's; that much of it has the line's own profile. 0 by
+        default.
+    spread : ndarray (n, Q) or float
+        Standard deviation of the true ratio about ``ratio``.
 
     Returns
     -------
@@ -216,11 +230,77 @@ def line_statistics(
     neighbours = np.empty((n, 0)) if neighbours is None else np.ascontiguousarray(neighbours, dtype=np.float64)
     if neighbours.shape[0] != n or neighbours.ndim != 2:
         raise ValueError(f"neighbours must have shape ({n}, Q), got {neighbours.shape}")
-    shape = np.ascontiguousarray(np.atleast_2d(basis[0] if shape is None else shape), dtype=np.float64)
+    ratio = np.zeros(neighbours.shape) if ratio is None else np.ascontiguousarray(ratio, dtype=np.float64)
+    if ratio.shape != neighbours.shape:
+        raise ValueError(f"ratio must have the neighbours' shape {neighbours.shape}, got {ratio.shape}")
+    shape = np.ascontiguousarray(basis[0] if shape is None else shape, dtype=np.float64)[None]
     # the line's own flux, of unit amplitude, is the inverse of the peak of a profile of unit area
-    ridge = (shape[0].max() / NEIGHBOUR_PRIOR) ** 2
+    ridge = np.array(np.broadcast_to((shape.max() / np.asarray(spread, dtype=np.float64)) ** 2, neighbours.shape))
     _reduce(
         offset, flux, ivar, np.ascontiguousarray(basis, dtype=np.float64), grid[0], inverse_dx,
-        0.5 * (grid[-1] - grid[0]), neighbours, shape, ridge, matrix, vector, scalar, n_pixels, amplitude,
+        0.5 * (grid[-1] - grid[0]), neighbours, ratio, shape, ridge, matrix, vector, scalar, n_pixels, amplitude,
     )  # fmt: skip
     return LineStatistics(matrix, vector, scalar, n_pixels, amplitude)
+
+
+def sampled(x: np.ndarray, offset: np.ndarray, flux: np.ndarray) -> np.ndarray:
+    """Rows of ``flux`` (n, n_sample) at offsets x (n, p): four-point interpolation; 0 outside the window."""
+    step = offset[1] - offset[0]
+    p = (x - offset[0]) / step
+    inside = (p >= 0) & (p <= offset.size - 1)
+    i = np.clip(p.astype(np.int64) - 1, 0, offset.size - 4)
+    weights = lagrange4.py_func(p - i)
+    rows = np.arange(flux.shape[0])[:, None]
+    return np.where(inside, sum(w * flux[rows, i + k] for k, w in enumerate(weights)), 0.0)
+
+
+@dataclass(frozen=True)
+class LineFit:
+    """Amplitude, background and neighbours of n lines whose profiles are given, fitted to p native pixels.
+
+    Attributes
+    ----------
+    design : ndarray (n, p, 3 + Q)
+        Profile, 1, scaled offset, and the neighbours' profiles.
+    solution : ndarray (n, 3 + Q)
+    inverse : ndarray (n, 3 + Q, 3 + Q)
+        Covariance of the solution.
+    parameters : ndarray (n,)
+        Number of parameters of each line.
+    usable : ndarray (n,) of bool
+        Lines of enough pixels; the others' solution means nothing.
+    """
+
+    design: np.ndarray
+    solution: np.ndarray
+    inverse: np.ndarray
+    parameters: np.ndarray
+    usable: np.ndarray
+
+
+def fit_lines(
+    x: np.ndarray, data: np.ndarray, ivar: np.ndarray, offset: np.ndarray, flux: np.ndarray, neighbours: np.ndarray
+) -> LineFit:
+    """Fit amplitude, linear background and neighbours (n, Q) of lines (n, p) with known profiles (n, n_sample).
+
+    A neighbour's shape is taken to be the line's own.
+    """
+    h = sampled(x, offset, flux)
+    scaled = x / (0.5 * np.ptp(offset))
+    # a column of zeros where there is no neighbour
+    outside = 2.0 * offset[-1] - 2.0 * offset[0]
+    wings = [sampled(np.where(np.isfinite(y)[:, None], x - y[:, None], outside), offset, flux) for y in neighbours.T]
+    design = np.stack([h, np.ones_like(h), scaled, *wings], axis=2)
+    weighted = design * ivar[:, :, None]
+    normal = np.einsum("npi,npj->nij", weighted, design)
+    parameters = 3 + np.count_nonzero(np.isfinite(neighbours), axis=1)
+    diagonal = np.arange(3, design.shape[2])
+    good = ivar > 0
+    counts = np.maximum(np.max(np.where(good, data, 0.0), axis=1), 1e-30)
+    normal[:, diagonal, diagonal] += ((flux.max(axis=1) / (NEIGHBOUR_PRIOR * counts)) ** 2)[:, None]
+    usable = np.count_nonzero(good, axis=1) > parameters + 1
+    usable &= np.linalg.cond(np.where(np.isfinite(normal), normal, 0)) < 1e12
+    normal[~usable] = np.eye(design.shape[2])
+    inverse = np.linalg.inv(normal)
+    solution = np.einsum("nij,npj,np->ni", inverse, weighted, data)
+    return LineFit(design, solution, inverse, parameters, usable)
