@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -137,8 +139,8 @@ class LSF(ABC):
 
     def centered(self, center: str | Callable | None) -> LSF:
         """The same LSF with another centre at lag 0 (see `lamost_lsf.list_plugins` for the names)."""
-        from copy import copy
-
+        if center is self.center:
+            return self
         new = copy(self)
         new.center = center
         return new
@@ -233,10 +235,8 @@ class MeanLSF(LSF):
     def __init__(self, lsfs: Sequence[LSF], weights: np.ndarray | None = None) -> None:
         if not lsfs:
             raise ValueError("the mean of no LSFs is not defined")
-        super().__init__(_common_meta(lsfs))
-        self.meta["n_exposures"] = len(lsfs)
         self.offset = lsfs[0].offset
-        if any(o.offset.shape != self.offset.shape or np.any(o.offset != self.offset) for o in lsfs):
+        if not all(_same(o.offset, self.offset) for o in lsfs):
             raise ValueError("LSFs on different offset grids cannot be averaged")
         self.wavelength_range = (
             max(o.wavelength_range[0] for o in lsfs),
@@ -250,6 +250,11 @@ class MeanLSF(LSF):
         if weights.shape != (len(lsfs),) or np.any(weights < 0) or not weights.sum() > 0:
             raise ValueError(f"weights must be {len(lsfs)} non-negative numbers that are not all 0")
         self._weights = weights / weights.sum()
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """Entries that all LSFs agree on, and their number."""
+        return {**_common_meta(self._lsfs), "n_exposures": len(self._lsfs)}
 
     def _sample(self, wavelength: np.ndarray) -> np.ndarray:
         return sum(w * lsf.sample(wavelength) for w, lsf in zip(self._weights, self._lsfs, strict=True))
@@ -312,8 +317,7 @@ class JoinedLSF(LSF):
     def __init__(self, parts: Sequence[Segment]) -> None:
         if not parts:
             raise ValueError("no parts to join")
-        super().__init__(_common_meta([p.lsf for p in parts]))
-        if any(not p.low < p.high for p in parts):
+        if not all(p.low < p.high for p in parts):
             raise ValueError("every part must end at a longer wavelength than it begins")
         if any(a.high != b.low for a, b in pairwise(parts)):
             raise ValueError("the parts must adjoin: each must begin where the one before ends")
@@ -323,15 +327,21 @@ class JoinedLSF(LSF):
             max(parts[0].low, parts[0].lsf.wavelength_range[0]),
             min(parts[-1].high, parts[-1].lsf.wavelength_range[1]),
         )
-        # one grid that holds every part's window, as fine as the finest, for profiles on both sides of a join
-        low = min(p.lsf.offset[0] for p in parts)
-        high = max(p.lsf.offset[-1] for p in parts)
-        step = min(np.diff(p.lsf.offset).min() for p in parts)
-        same = all(
-            p.lsf.offset.shape == parts[0].lsf.offset.shape and np.all(p.lsf.offset == parts[0].lsf.offset)
-            for p in parts
-        )
-        self.offset = parts[0].lsf.offset if same else np.linspace(low, high, int(np.ceil((high - low) / step)) + 1)
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """Entries that all parts agree on."""
+        return _common_meta([p.lsf for p in self._parts])
+
+    @cached_property
+    def offset(self) -> np.ndarray:
+        """One grid that holds every part's window, as fine as the finest, for profiles on both sides of a join."""
+        offsets = [p.lsf.offset for p in self._parts]
+        if all(_same(o, offsets[0]) for o in offsets):
+            return offsets[0]
+        low, high = min(o[0] for o in offsets), max(o[-1] for o in offsets)
+        step = min(np.diff(o).min() for o in offsets)
+        return np.linspace(low, high, int(np.ceil((high - low) / step)) + 1)
 
     def _sample(self, wavelength: np.ndarray) -> np.ndarray:
         out = np.empty((wavelength.size, self.offset.size))
@@ -362,7 +372,12 @@ class JoinedLSF(LSF):
 def _common_meta(lsfs: Sequence[LSF]) -> dict[str, Any]:
     """Entries of ``meta`` that all LSFs agree on."""
     first = lsfs[0].meta
-    return {k: v for k, v in first.items() if all(k in o.meta and np.array_equal(o.meta[k], v) for o in lsfs[1:])}
+    return {k: v for k, v in first.items() if all(k in o.meta and _same(o.meta[k], v) for o in lsfs[1:])}
+
+
+def _same(a: Any, b: Any) -> bool:
+    """`numpy.array_equal`; what is the same object or text needs no arrays."""
+    return a is b or (a == b if type(a) is type(b) is str else np.array_equal(a, b))
 
 
 def _common_center(lsfs: Sequence[LSF]) -> str | Callable | None:

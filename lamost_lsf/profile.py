@@ -48,8 +48,9 @@ class InstrumentalProfile:
         become NaN: everything derived from such a profile is NaN, the others are not touched.
     wavelength : `~astropy.units.Quantity`, shape broadcastable to ``flux.shape[:-1]``, optional
         True wavelength of each profile, vacuum.
-    error : array_like, shape of ``flux``, optional
-        1-sigma uncertainty of ``flux``.
+    error : array_like, shape of ``flux``, or callable, optional
+        1-sigma uncertainty of ``flux``; or a function without arguments that gives it, called when it is first asked
+        for.
     meta : mapping, optional
         Provenance. ``meta["wavelength_center"]`` names the centre that ``center=None`` stands for.
 
@@ -83,7 +84,7 @@ class InstrumentalProfile:
         flux: np.ndarray,
         *,
         wavelength: u.Quantity | None = None,
-        error: np.ndarray | None = None,
+        error: np.ndarray | Callable[[], np.ndarray] | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
         self._offset = np.atleast_1d(to_angstrom(offset, "offset"))
@@ -107,12 +108,7 @@ class InstrumentalProfile:
                 raise ValueError(
                     f"wavelength of shape {angstrom.shape} does not broadcast to the profiles' {self.shape}"
                 ) from None
-        if error is None:
-            self.error = None
-        else:
-            self.error = _plain(error)
-            if self.error.shape != self.flux.shape:
-                raise ValueError(f"error has shape {self.error.shape}, flux {self.flux.shape}")
+        self._error = error if error is None or callable(error) else self._checked_error(error)
         self.meta = dict(meta) if meta else {}
 
     # -- array of profiles ----------------------------------------------------------------------------
@@ -126,6 +122,23 @@ class InstrumentalProfile:
     def wavelength(self) -> u.Quantity | None:
         """True vacuum wavelength of each profile, shape ``shape``; None where unknown."""
         return None if self._wavelength is None else self._wavelength * u.AA
+
+    @property
+    def error(self) -> np.ndarray | None:
+        """1-sigma uncertainty of ``flux``; None where unknown."""
+        if callable(self._error):
+            self._error = self._checked_error(self._error())
+        return self._error
+
+    def _checked_error(self, error: np.ndarray) -> np.ndarray:
+        error = _plain(error)
+        if error.shape != self.flux.shape:
+            raise ValueError(f"error has shape {error.shape}, flux {self.flux.shape}")
+        return error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As it is, with the error: what would give it may be a whole model."""
+        return {**self.__dict__, "_error": self.error}
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -82,9 +82,8 @@ def vacuum_to_air(wavelength: np.ndarray) -> np.ndarray:
     5577.338
     """
     wavelength = np.asarray(wavelength, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        air = wavelength / (1.0 + _refractivity(wavelength))
-    return np.where(wavelength >= 2000.0, air, wavelength)
+    index = 1.0 + _refractivity(np.maximum(wavelength, 2000.0))
+    return np.where(wavelength >= 2000.0, wavelength / index, wavelength)
 
 
 def air_to_vacuum(wavelength: np.ndarray) -> np.ndarray:

@@ -461,3 +461,32 @@ def test_rv_of_real_spectra(run, data_dir):
     assert code == 0
     for row, path in zip(json.loads(out), spectra, strict=True):
         assert abs(row["rv"] - ll.read_lamost(path).meta["z"] * 299792.458) < 15.0
+
+
+def test_a_model_with_other_labels_takes_them(run, tmp_path):
+    x = np.linspace(-8.335, 9.25, 600)
+    wide, narrow = (np.exp(-0.5 * (x / sigma) ** 2) for sigma in (1.35, 1.05))
+    model = ll.NeuralIP(
+        [np.stack([*np.zeros((3, 600)), wide - narrow], axis=1)], [0.5 * (wide + narrow)], offset=x,
+        extra_labels={"temperature": 5.0}, label_min=[82_820_000, 0, 4046.565, -10],
+        label_max=[83_190_000, 249, 5790.670, 20],
+    )  # fmt: skip
+    path = tmp_path / "01_b_2017.safetensors"
+    model.write(path)
+    where = ["--time", "2017-01-05T14:00", "--fiber", 12, "-w", 5000, "--json"]
+    for choice in (["--model", path], ["--archive", tmp_path, "--spectrograph", 1]):
+        widths = []
+        for label in ("temperature=-10", "median", "temperature=20"):
+            code, out, _ = run("profile", *choice, *where, "--label", label)
+            assert code == 0
+            widths.append(json.loads(out)[0]["fwhm"])
+        assert widths[0] == pytest.approx(2.3548 * 1.05, rel=1e-3)
+        assert widths[2] == pytest.approx(2.3548 * 1.35, rel=1e-3)
+        assert widths[0] < widths[1] < widths[2]
+        for label, message in (([], "temperature"), (["--label", "temperature=50"], "got 50")):
+            code, _, err = run("profile", *choice, *where, *label)
+            assert code != 0
+            assert message in err
+    code, _, err = run("profile", "--model", path, *where, "--label", "warm")
+    assert code != 0
+    assert "NAME=VALUE" in err

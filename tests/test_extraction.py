@@ -142,6 +142,33 @@ def test_units_of_the_counts_do_not_matter(scale, offset):
     np.testing.assert_array_equal(one.flag, two.flag)
 
 
+@settings(max_examples=15, deadline=None)
+@given(shift=st.floats(-30, 30), before=st.integers(0, 9), after=st.integers(0, 9))
+def test_the_window_moves_with_the_line_and_not_with_the_chip(shift, before, after):
+    # another zero of the wavelengths, lines included, and other ends of the chip
+    one = extract_profiles(exposure(CLEAN, WAVELENGTH, noise=8))
+    arc = exposure(CLEAN, WAVELENGTH, noise=8)
+    ends = ((0, 0), (before, after))
+    wavelength = np.pad(arc.wavelength, ends)
+    for k in range(before):
+        wavelength[:, k] = arc.wavelength[:, 0] - PIXEL * (before - k)
+    for k in range(after):
+        wavelength[:, -1 - k] = arc.wavelength[:, -1] + PIXEL * (after - k)
+    lines = LineList.from_wavelengths((BLUE.lines.vacuum + shift) * u.AA, medium="vacuum", species="Hg I")
+    two = extract_profiles(
+        ArcExposure.from_arrays(
+            np.pad(arc.flux, ends, constant_values=60.0), np.pad(arc.ivar, ends, constant_values=0.01),
+            (wavelength + shift) * u.AA, medium="vacuum", time=TIME, fiber=arc.fiber, arm="blue",
+            instrument="lamost-lrs-blue",
+        ),
+        lines=lines,
+    )  # fmt: skip
+    np.testing.assert_allclose(two.profile, one.profile, atol=2e-5)
+    np.testing.assert_array_equal(two.flag, one.flag)
+    np.testing.assert_allclose(two.native_offset, one.native_offset, atol=1e-5)
+    np.testing.assert_array_equal(two.native_flux, one.native_flux)
+
+
 @settings(max_examples=10, deadline=None)
 @given(order=st.permutations(range(N_FIBER)))
 def test_order_of_the_rows_does_not_matter(order):

@@ -4,6 +4,8 @@ import tomllib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lamost_lsf.errors import FormatError, OutOfRangeError
 from lamost_lsf.instruments import ENVIRONMENT, Instrument, get_instrument, list_instruments
@@ -203,6 +205,34 @@ def test_content_survives_a_dict():
         assert again.digest == instrument.digest
         assert again.quality == instrument.quality
         assert again.lines == instrument.lines
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lines=st.lists(st.integers(50000, 50400), min_size=1, max_size=6, unique=True),
+    low=st.floats(-20, -1),
+    high=st.floats(1, 20),
+    n=st.integers(16, 900),
+    medium=st.sampled_from(["air", "vacuum"]),
+)
+def test_any_instrument_survives_a_file(tmp_path_factory, lines, low, high, n, medium):
+    rows = [{"species": "Ne I", "vacuum": w / 10} for w in sorted(lines)]
+    one = Instrument.from_dict(changed(lines=rows, window=[low, high], n_samples=n, label_medium=medium))
+    again = Instrument.from_dict(one.to_dict())
+    assert again.digest == one.digest
+    np.testing.assert_allclose(again.lines.vacuum, np.sort(lines) / 10)
+    np.testing.assert_allclose(np.diff(again.offset), (high - low) / (n - 1))
+    assert (again.offset[0], again.offset[-1]) == pytest.approx((low, high))
+    # neighbours are mutual, and those nearer than a window is wide but for the overlap asked for
+    vacuum = one.lines.vacuum
+    found = set()
+    for i, row in enumerate(one.neighbour_offsets(overlap=1.0)):
+        for y in row[np.isfinite(row)]:
+            found.add((i, int(np.argmin(np.abs(vacuum - (vacuum[i] + y))))))
+    away = np.abs(vacuum[:, None] - vacuum[None])
+    assert found == {(j, i) for i, j in found}
+    assert all(away[pair] <= high - low - 1.0 for pair in found)
+    assert len(found) == np.count_nonzero((away > 0) & (away < high - low - 1.0 - 1e-9))
 
 
 def test_fingerprint_follows_grid_and_lines_but_not_limits():

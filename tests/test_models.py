@@ -1,6 +1,7 @@
 """IP models: Gaussian, Gauss-Hermite (with a real BOSS PSF) and neural, against independent evaluations."""
 
 import math
+from dataclasses import replace
 from datetime import datetime
 
 import astropy.units as u
@@ -19,6 +20,7 @@ from specutils.utils.wcs_utils import vac_to_air
 from lamost_lsf import GaussHermiteIP, GaussianIP, IPModel, NeuralIP
 from lamost_lsf.errors import FormatError, OutOfRangeError
 from lamost_lsf.models import HermiteComponent
+from lamost_lsf.models.expansion import Expansion, surface_degrees, surface_functions
 
 WHEN = datetime(2016, 12, 1, 18, 30)
 TIME = Time(WHEN)
@@ -277,6 +279,9 @@ def test_bad_constant_profiles_are_named():
 
 # -- neural --------------------------------------------------------------------------------------------------
 
+#: What evaluation in float32 may cost, the peaks being near 1.
+SINGLE = 1e-6
+
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
@@ -291,12 +296,12 @@ def test_published_weights_give_the_three_formulas(published, arm):
     air = 4359.0 if arm == "blue" else 6678.276
     ip = model.profile(time=TIME, fiber=12, wavelength=air * u.AA, medium="air")
     truth = evaluate(arrays, lmjm(WHEN), 11, air)
-    assert_allclose(ip.flux, truth, atol=1e-9)
+    assert_allclose(ip.flux, truth, atol=SINGLE)
     assert_allclose(ip.offset.to_value(u.AA), np.linspace(*WINDOWS[arm], 600))
     # the default medium is vacuum; specutils converts it independently (other formula: 1e-3 A)
     vacuum = ip.wavelength.to_value(u.AA)
     assert_allclose(vac_to_air(vacuum * u.AA).to_value(u.AA), air, atol=2e-3)
-    assert_allclose(model.profile(time=TIME, fiber=12, wavelength=vacuum * u.AA).flux, truth, atol=1e-9)
+    assert_allclose(model.profile(time=TIME, fiber=12, wavelength=vacuum * u.AA).flux, truth, atol=SINGLE)
     # what each mistake would give is far from what the model gives
     mistakes = {
         "vacuum label": evaluate(arrays, lmjm(WHEN), 11, vacuum),
@@ -328,7 +333,118 @@ def test_any_network_at_any_label_gives_the_three_formulas(seed, minute, fiber, 
     air = low + fraction * (high - low)
     time = Time((minute - 480) / 1440, format="mjd")
     flux = model.profile(time=time, fiber=fiber, wavelength=air * u.AA, medium="air").flux
-    assert_allclose(flux, evaluate(arrays, minute, fiber - 1, air), atol=1e-8)
+    assert_allclose(flux, evaluate(arrays, minute, fiber - 1, air), atol=SINGLE)
+
+
+def test_float32_costs_less_than_a_millionth_of_the_peak(tmp_path):
+    path, arrays = write_published(tmp_path, 4, 1, "red", 2018, n_hidden=300)
+    model = NeuralIP.from_pylamostip(path)
+    for fiber, air in ((1, 5950.0), (131, 7245.167), (250, 8400.0)):
+        flux = model.profile(time=Time("2018-03-03T15:00"), fiber=fiber, wavelength=air * u.AA, medium="air").flux
+        truth = evaluate(arrays, lmjm(datetime(2018, 3, 3, 15)), fiber - 1, air)
+        error = np.max(np.abs(flux - truth)) / truth.max()
+        assert 0 < error < 1e-6  # exactly 0 would be float64
+
+
+def test_a_network_that_float32_is_too_coarse_for_keeps_float64():
+    # two neurons of some 1e5 that cancel to 1: float32 is off by some 1e-2
+    x = np.linspace(*WINDOWS["blue"], 600)
+    peak = np.exp(-0.5 * (x / 1.2) ** 2)
+    first = np.array([[0, 0, 3e5], [0, 0, 3e5 + 1]])
+    model = NeuralIP(
+        [first, np.outer(peak, [-1, 1])],
+        [np.array([4e5, 4e5]), peak],
+        label_min=[82820000, 0, 4000],
+        label_max=[83190000, 249, 6000],
+        offset=x,
+        label_medium="vacuum",
+    )
+    scaled = (5432.1 - 4000) / 2000 - 0.5
+    flux = model.profile(time=TIME, fiber=12, wavelength=5432.1 * u.AA).flux
+    assert_allclose(flux, (1 + scaled) * peak, atol=1e-9)
+
+
+def random_expansion(rng, n_fiber=4, n_line=5, n_night=3, k=3, n=600) -> Expansion:
+    return Expansion(
+        mean=rng.random(n), components=rng.normal(size=(k, n)), surface_values=rng.normal(size=(36, k)),
+        fiber_number=np.array([2, 5, 6, 9])[:n_fiber], fiber_values=rng.normal(size=(n_fiber, 3, k)),
+        line=np.sort(rng.uniform(-0.5, 0.5, n_line)), line_values=rng.normal(size=(n_line, 4, k)),
+        line_scale=np.array(0.3), night=np.array([57800, 57803, 57811])[:n_night],
+        night_values=rng.normal(size=(n_night, 25, k)), night_scale=np.array(5.0),
+        covariance=np.eye(k), fiber_scale=np.ones(n_fiber),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("counts", [(4, 5, 3), (0, 5, 3), (4, 0, 3), (4, 5, 0), (1, 1, 1)])
+def test_the_terms_of_an_expansion_are_the_sums_that_they_are_said_to_be(counts):
+    rng = np.random.default_rng(8)
+    expansion = random_expansion(rng, *counts)
+    x = rng.uniform(-0.5, 0.5, (60, 3))
+    x[1::4, 2] = x[::4, 2]  # several labels in a row at one wavelength
+    fiber = rng.integers(1, 11, 60)
+    lmjm = (57800 + rng.integers(-2, 14, 60)) * 1440.0 + 22 * 60.0
+    got = expansion.particular(x, lmjm, fiber)
+    night = np.floor(lmjm / 1440 - 0.5)
+    for j in range(60):
+        p = [np.polynomial.legendre.legvander(2 * x[j], 5)[i] for i in range(3)]
+        plane = np.outer(p[1][:4], p[2][:6]).ravel()
+        trend = np.einsum("t,f,w->tfw", p[0][1:4], p[1][:2], p[2][:2]).ravel()
+        want = np.concatenate([plane, trend]) @ expansion.surface_values
+        for number, values in zip(expansion.fiber_number, expansion.fiber_values, strict=True):
+            if number == fiber[j]:
+                want = want + p[2][:3] @ values
+        for position, values in zip(expansion.line, expansion.line_values, strict=True):
+            r = np.sqrt(5) * abs(x[j, 2] - position) / 0.3
+            want = want + (1 + r + r**2 / 3) * np.exp(-r) * (p[1][:4] @ values)
+        for number, values in zip(expansion.night, expansion.night_values, strict=True):
+            share = np.exp(-abs(night[j] - number) / 5.0)
+            want = want + share * (np.outer(p[1][:5], p[2][:5]).ravel() @ values)
+        assert_allclose(got[j], want, rtol=1e-10, atol=1e-10)
+
+
+def test_extra_labels_of_an_expansion_may_be_fixed():
+    rng = np.random.default_rng(9)
+    plain = random_expansion(rng)
+    full = replace(plain, surface_values=rng.normal(size=(36 + 2 * 18, 3)))
+    assert (plain.n_extra, full.n_extra) == (0, 2)
+    x = rng.uniform(-0.5, 0.5, (20, 3))
+    extra = np.array([0.31, -0.44])
+    lmjm, fiber = np.full(20, 57801 * 1440.0), np.full(20, 1)
+    with_values = full.at_labels(extra)
+    assert with_values.n_extra == 0
+    fixed = with_values.particular(x, lmjm, fiber) - replace(with_values, surface_values=np.zeros((36, 3))).particular(
+        x, lmjm, fiber
+    )
+    degrees = surface_degrees(2)
+    assert degrees.shape == (5, 72)
+    want = np.zeros((20, 3))
+    for column, values in zip(degrees.T, full.surface_values, strict=True):
+        term = np.ones(20)
+        for label, degree in zip((*x.T, *extra), column, strict=True):
+            term = term * np.polynomial.legendre.legval(2 * label, np.eye(6)[degree])
+        want += term[:, None] * values
+    assert_allclose(fixed, want, atol=1e-12)
+    assert_allclose(surface_functions(np.column_stack([x, np.tile(extra, (20, 1))])) @ full.surface_values, want)
+
+
+@pytest.mark.parametrize("kind", ["published", "expanded"])
+def test_the_order_and_number_of_labels_change_nothing(published, kind):
+    # blocks must neither skip nor mix rows, of the network nor of the terms
+    model = NeuralIP.from_pylamostip(published["blue"][0])
+    rng = np.random.default_rng(5)
+    if kind == "expanded":
+        limits = {"label_min": model.label_min, "label_max": model.label_max, "offset": model.offset}
+        weights, biases = [rng.normal(size=(8, 3)), rng.normal(size=(3, 8))], [np.ones(8), np.ones(3)]
+        model = NeuralIP(weights, biases, activation="silu", expansion=random_expansion(rng), **limits)
+    fiber, wavelength = rng.integers(1, 251, 700), rng.uniform(4100, 5700, 700) * u.AA
+    flux = model.profile(time=TIME, fiber=fiber, wavelength=wavelength).flux
+    scale = SINGLE * np.abs(flux).max()
+    order = rng.permutation(700)
+    again = model.profile(time=TIME, fiber=fiber[order], wavelength=wavelength[order]).flux
+    assert_allclose(again, flux[order], atol=scale)
+    for i in (0, 255, 256, 699):
+        one = model.profile(time=TIME, fiber=fiber[i], wavelength=wavelength[i]).flux
+        assert_allclose(one, flux[i], atol=scale)
 
 
 def test_times_fibres_and_wavelengths_broadcast(published):
@@ -341,7 +457,7 @@ def test_times_fibres_and_wavelengths_broadcast(published):
     )
     assert ip.shape == (2, 3, 4)
     for i, j, k in ((0, 0, 0), (1, 2, 3), (1, 0, 2)):
-        assert_allclose(ip.flux[i, j, k], evaluate(arrays, lmjm(whens[i]), fibers[j] - 1, air[k]), atol=1e-8)
+        assert_allclose(ip.flux[i, j, k], evaluate(arrays, lmjm(whens[i]), fibers[j] - 1, air[k]), atol=SINGLE)
     assert model.profile(time=TIME, fiber=[], wavelength=5000 * u.AA).shape == (0,)
     with pytest.raises(ValueError, match="do not broadcast"):
         model.profile(time=Time(whens), fiber=[1, 2, 3], wavelength=5000 * u.AA)
@@ -412,7 +528,7 @@ def test_the_ends_of_the_range_are_inside(published):
     for k, (minute, air) in enumerate(zip(season_minutes(2017), AIR_RANGE["blue"], strict=True)):
         time = Time((minute - 480) / 1440, format="mjd")
         ip = model.profile(time=time, fiber=(1, 250)[k], wavelength=air * u.AA, medium="air")
-        assert_allclose(ip.flux, evaluate(arrays, minute, (0, 249)[k], air), atol=1e-8)
+        assert_allclose(ip.flux, evaluate(arrays, minute, (0, 249)[k], air), atol=SINGLE)
         assert model.at(time=time, fiber=1).profile(air * u.AA, medium="air").shape == ()
 
 
@@ -457,7 +573,7 @@ def test_label_ranges_of_any_shape_and_precision_work(tmp_path, shape, dtype):
     for minute, air in zip(season_minutes(2017), AIR_RANGE["blue"], strict=True):
         time = Time((minute - 480) / 1440, format="mjd")
         ip = model.profile(time=time, fiber=250, wavelength=air * u.AA, medium="air")
-        assert_allclose(ip.flux, evaluate(arrays, minute, 249, air), atol=1e-8)
+        assert_allclose(ip.flux, evaluate(arrays, minute, 249, air), atol=SINGLE)
 
 
 def test_the_arm_follows_from_the_name_else_from_the_wavelengths(tmp_path):
@@ -567,7 +683,7 @@ def test_other_label_conventions_survive_a_file(tmp_path):
     t = lmjm(WHEN)
     x = (np.array([t, 7, 5000.0]) - [1 / 3, 1, 4000.1]) / ([9e7 - 1 / 3, 249, 1999.9]) - 0.5
     flux = again.profile(time=TIME, fiber=7, wavelength=5000 * u.AA).flux
-    assert_allclose(flux, model.weights[0] @ x + 1, rtol=1e-12)
+    assert_allclose(flux, model.weights[0] @ x + 1, atol=SINGLE)
 
 
 def test_the_file_says_what_it_is(published, tmp_path):
@@ -674,7 +790,7 @@ def test_a_file_with_a_spoilt_entry_is_refused(published, tmp_path, entry, value
         ({"offset": np.linspace(1, -1, 9)}, "increasing and uniform"),
         ({"offset": np.linspace(0, 1, 9) ** 2}, "increasing and uniform"),
         ({"offset": np.full(9, np.nan)}, "increasing and uniform"),
-        ({"label_min": [0, 0]}, "must hold time, fibre and wavelength"),
+        ({"label_min": [0, 0]}, "must hold time, fibre, wavelength"),
         ({"label_max": [1, 1, 100]}, "must exceed"),
         ({"label_medium": "oil"}, "'vacuum' or 'air'"),
         ({"slope": 1.5}, "between 0 and 1"),

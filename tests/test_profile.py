@@ -1,5 +1,6 @@
 """Profiles: shape, moments, width and centres against analytic densities; arrays of profiles; the picture."""
 
+import pickle
 import subprocess
 import sys
 
@@ -226,6 +227,25 @@ def test_errors_are_scaled_with_the_flux(stack):
     assert_allclose(peak.error / peak.flux, stack.error / stack.flux)
     with pytest.raises(ValueError, match="'area' or 'peak'"):
         stack.normalized("sum")
+
+
+def test_an_error_may_be_made_when_it_is_asked_for():
+    calls = []
+
+    def make():
+        calls.append(1)
+        return np.full((2, X.size), 0.02)
+
+    ip = InstrumentalProfile(X * u.AA, np.ones((2, X.size)), error=make)
+    assert ip.flux.shape == (2, X.size)
+    assert not calls
+    again = pickle.loads(pickle.dumps(ip))
+    assert_array_equal(again.error, np.full((2, X.size), 0.02))
+    assert ip[0].error.shape == (X.size,)
+    assert ip.normalized("peak").error[1, 3] == 0.02
+    assert len(calls) == 1
+    with pytest.raises(ValueError, match="error has shape"):
+        InstrumentalProfile(X * u.AA, np.ones(X.size), error=make).error  # noqa: B018
 
 
 def test_the_mean_is_of_unit_area_profiles_and_its_error_that_of_independent_ones():

@@ -974,6 +974,35 @@ def test_id_is_the_contents_whatever_the_order_the_grouping_and_the_padding(tmp_
     assert len(ids.pop()) == 64
 
 
+@settings(max_examples=12, deadline=None)
+@given(order=st.permutations(range(5)), cuts=st.sets(st.integers(1, 4)), again=st.integers(0, 4))
+def test_exposures_come_back_however_they_were_appended(tmp_path_factory, order, cuts, again):
+    path = tmp_path_factory.mktemp("grouped") / "01_b_2017.profiles"
+    store = ProfileStore(path)
+    sets = [make_set(k, n_fiber=6, n_pixel=20 + k) for k in range(5)]
+    for part in np.split(np.array(order), sorted(cuts)):
+        first, *others = (sets[k] for k in part)
+        store.append(first.concatenate(*others))
+    with pytest.raises(DuplicateExposureError):
+        store.append(sets[again])
+    reopened = ProfileStore(path, "r")
+    reopened.verify()
+    assert reopened.id == store.id
+    assert len(reopened) == sum(np.count_nonzero(s.flag == 0) for s in sets)
+    # exposures and profiles keep the order of appending, and every profile its own exposure
+    np.testing.assert_allclose(reopened.exposures["temperature"], 4.0 + 0.1 * np.array(order))
+    loaded = reopened.load(slice(None))
+    for place, k in enumerate(order):
+        rows, good = loaded["exposure"] == place, sets[k].flag == 0
+        for name in ROWS:
+            given = getattr(sets[k], name)[good]
+            got = loaded[name][rows]
+            np.testing.assert_array_equal(got[:, : given.shape[1]] if given.ndim == 2 else got, given)
+    train, validation = reopened.split(0.6, seed=again)
+    assert not set(loaded["exposure"][train]) & set(loaded["exposure"][validation])
+    np.testing.assert_array_equal(np.sort(np.r_[train, validation]), np.arange(len(reopened)))
+
+
 @pytest.mark.parametrize("name", [*ROWS[:-1], "exposure"])
 def test_id_changes_with_any_value(tmp_path, name):
     ids = []

@@ -149,7 +149,7 @@ def test_labels_outside_the_training_are_refused(model):
         model[0].profile(time=Time("2019-01-05T14:00"), fiber=130, wavelength=4500 * u.AA)
 
 
-def test_leaving_out_a_line_or_a_night(profiles):
+def test_leaving_out_a_line_a_night_or_a_fiber(profiles):
     source = open_source(profiles)
     settings = {**QUICK, "epochs": 4, "min_steps": 100, "rounds": 1}
     line = int(source.labels.line[0])
@@ -159,10 +159,20 @@ def test_leaving_out_a_line_or_a_night(profiles):
     night = int(night_number(source.labels.lmjm)[0])
     model, _ = ll.train(profiles, leave_out_night=night, settings=settings)
     assert night not in model.expansion.night
+    fiber = FIBERS[7]
+    model, _ = ll.train(profiles, leave_out_fiber=fiber, settings=settings)
+    assert model.meta["n_train"] + model.meta["n_validation"] == np.count_nonzero(source.labels.fiber != fiber)
+    own = model.expansion.fiber_values[model.expansion.fiber_number == fiber]
+    assert np.all(own == 0)  # no term of its own, and yet the fibre is predicted
+    held = ll.evaluate(model, profiles, index=np.flatnonzero(source.labels.fiber == fiber)).summary()[0]
+    others = ll.evaluate(model, profiles, index=np.flatnonzero(source.labels.fiber == FIBERS[8])).summary()[0]
+    assert 0 < held["dispersion"] < 3 * others["dispersion"]
     with pytest.raises(ValueError, match="no profile of line 99"):
         ll.train(profiles, leave_out_line=99)
     with pytest.raises(ValueError, match="no profile of night"):
         ll.train(profiles, leave_out_night=1)
+    with pytest.raises(ValueError, match="no profile of fiber 7"):
+        ll.train(profiles, leave_out_fiber=7)
 
 
 def test_bad_input(profiles, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from astropy.nddata import InverseVariance, NDUncertainty
 from astropy.time import Time
 from numpy.typing import ArrayLike
 
+from lamost_lsf.arcs.profiles import EXPOSURE_COLUMNS
 from lamost_lsf.errors import OutOfRangeError
 from lamost_lsf.instruments import get_instrument
 from lamost_lsf.time import time_to_lmjm
@@ -58,7 +60,8 @@ class ArcExposure:
         of the published models.
     meta : dict
         What else is known. ``temperature`` (deg C), ``saturation`` (counts), ``file`` and ``wavelength_center`` are
-        used.
+        used, and so is ``labels``: a dict of other numbers from the header (by names that Python would take for a
+        variable), which go with the profiles and may serve as labels of a model (`lamost_lsf.train`).
 
     Raises
     ------
@@ -142,6 +145,8 @@ class ArcExposure:
             raise ValueError(f"spectrograph must be a number from 1, got {self.spectrograph!r}")
         object.__setattr__(self, "spectrograph", int(self.spectrograph))
         object.__setattr__(self, "meta", dict(self.meta))
+        if "labels" in self.meta:
+            self.meta["labels"] = _checked_labels(self.meta["labels"])
         if self.instrument:
             self.check_instrument(self.instrument)
 
@@ -460,6 +465,22 @@ class ArcExposure:
         from lamost_lsf.arcs.files import read_exposure
 
         return read_exposure(path)
+
+
+def _checked_labels(labels: Any) -> dict[str, float]:
+    """Numbers from the header by name."""
+    if not isinstance(labels, Mapping):
+        raise TypeError(f"meta['labels'] must be a dict of names and numbers, got {type(labels).__name__}")
+    out = {}
+    for name, value in labels.items():
+        if not isinstance(name, str) or not name.isidentifier() or not name.isascii():
+            raise ValueError(f"the name of a label must be such as Python has for variables, got {name!r}")
+        if name in EXPOSURE_COLUMNS:
+            raise ValueError(f"a label cannot be named {name!r}: that is a column of all exposures")
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"label {name!r} must be a plain number, got {value!r}")
+        out[name] = float(value)
+    return out
 
 
 def _entry(spectrum: Any, key: str, index: int) -> Any:

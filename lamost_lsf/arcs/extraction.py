@@ -561,4 +561,7 @@ def _provenance(exposure: ArcExposure, native: list[np.ndarray]) -> Table:
         "temperature": np.nan if temperature is None else float(temperature),
         "wavelength_center": str(exposure.meta.get("wavelength_center") or ""),
     }
-    return Table({key: np.array([row[key]], dtype=kind) for key, kind in EXPOSURE_COLUMNS.items()})
+    table = Table({key: np.array([row[key]], dtype=kind) for key, kind in EXPOSURE_COLUMNS.items()})
+    for name, value in exposure.meta.get("labels", {}).items():
+        table[name] = [value]
+    return table

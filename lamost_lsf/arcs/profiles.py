@@ -83,7 +83,7 @@ class ProfileSet:
         Bits of `ProfileFlag`; 0 is good.
     exposures : `~astropy.table.Table`
         One row an exposure: file, sha256 of the native pixels, time (UTC), lmjm, time_reference, lamp, spectrograph,
-        temperature (deg C, NaN where unknown), wavelength_center.
+        temperature (deg C, NaN where unknown), wavelength_center, and the exposures' own ``labels``.
 
     Raises
     ------

@@ -120,7 +120,8 @@ def arc_arrays(arc: Any, ivar: Any = None, mask: Any = None) -> ArcArrays:
             f"a {type(arc).__name__} carries its own errors and mask; pass ivar= and mask= with arrays only"
         )
     if isinstance(arc, SimulatedExposure):
-        arc = ArcExposure.from_simulation(arc)
+        # with its instrument, whose profiles say how wide a window takes in a line's wings
+        arc = ArcExposure.from_simulation(arc, instrument=arc.meta.get("instrument", ""))
     if isinstance(arc, ArcExposure):
         return _from_exposure(arc)
     if isinstance(arc, Spectrum):

@@ -30,7 +30,21 @@ def add_lsf_arguments(parser: argparse.ArgumentParser, *, labels: str) -> None:
     )  # fmt: skip
     group.add_argument("--fiber", metavar="N", type=int, help="fibre, 1-250")
     group.add_argument("--spectrograph", metavar="N", type=int, help="spectrograph, 1-16")
+    group.add_argument(
+        "--label", metavar="NAME=VALUE", type=_label, action="append", default=[],
+        help="further label of the model, such as temperature=3.1 (may be repeated), or 'median' of its training",
+    )  # fmt: skip
     group.add_argument("--extrapolate", action="store_true", help="allow labels outside the model's trained range")
+
+
+def _label(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    if text == "median":
+        return text, 0.0
+    try:
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE or 'median', got {text!r}") from None
 
 
 def read_model(path: str) -> Any:
@@ -63,6 +77,8 @@ class LSFChoice:
         from lamost_lsf.models import GaussianIP, IPArchive
 
         self._args = args
+        given = dict(getattr(args, "label", []))
+        self._extra = "median" if "median" in given else given or None
         self._archive = IPArchive(args.archive) if args.archive else None
         self._model = None
         if args.simulated:
@@ -73,6 +89,8 @@ class LSFChoice:
             self._model = read_model(args.model)
         elif args.resolving_power is not None:
             self._model = GaussianIP(args.resolving_power)
+        if self._model is not None and self._extra is not None:
+            self._model = self._model.with_labels(self._extra, extrapolate=args.extrapolate)
 
     def _labels(self, meta: Mapping[str, Any]) -> dict[str, Any]:
         """Time, fibre and spectrograph: the options', else the spectrum's."""
@@ -102,7 +120,7 @@ class LSFChoice:
             return self._model.at()
         if self._archive is not None:
             self._need(labels, "spectrograph", "fiber", "time")
-            return self._archive.lsf_for({**meta, **labels}, extrapolate=extrapolate)
+            return self._archive.lsf_for({**meta, **labels}, labels=self._extra, extrapolate=extrapolate)
         self._need(labels, *[n for n in ("time", "fiber") if getattr(self._model, f"needs_{n}")])
         lsf = self._model.at(time=labels["time"], fiber=labels["fiber"], extrapolate=extrapolate)
         return lsf.shifted(detector_factor(meta)).centered(meta.get("wavelength_center"))
@@ -122,4 +140,4 @@ class LSFChoice:
             labels = {"time": labels["time"], "fiber": labels["fiber"]}
             return [self._model.profile(wavelength=w, **labels, **options) for w in wavelength]
         self._need(labels, "spectrograph", "fiber", "time")
-        return [self._archive.profile(wavelength=w, **labels, **options) for w in wavelength]
+        return [self._archive.profile(wavelength=w, **labels, labels=self._extra, **options) for w in wavelength]

@@ -136,10 +136,10 @@ def _choose(model: Any, store: Any, args: argparse.Namespace) -> tuple[str, Any]
         if validation.size:
             keep[:] = False
             keep[validation] = True
-    left = {name: training.get(f"leave_out_{name}") for name in ("line", "night")}
+    left = {name: training.get(f"leave_out_{name}") for name in ("line", "night", "fiber")}
     if on == "left-out":
         if all(value is None for value in left.values()):
-            raise CommandError(f"{args.model} was trained without leaving out a line or a night")
+            raise CommandError(f"{args.model} was trained without leaving out a line, a night or a fibre")
         for name, value in left.items():
             if value is not None:
                 keep &= getattr(labels, name) == value
@@ -226,6 +226,7 @@ def _draw(model: Any, store: Any, result: Any, sky: Any, args: argparse.Namespac
     from lamost_lsf.arcs import ArcExposure
     from lamost_lsf.time import lmjm_to_time
 
+    model = model.with_labels("median")  # figures run over time, fibre and wavelength
     folder = Path(args.plot)
     minutes = np.unique(np.asarray(result.table["lmjm"]))
     times = lmjm_to_time(np.array([store.labels["lmjm"].min(), store.labels["lmjm"].max()]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,20 @@ class _LSFOfMeta:
     def __call__(self, meta: Mapping[str, Any]) -> Any:
         return self._choice.lsf(meta)
 
+    def lsfs_for(self, metas: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Of many spectra, or what was wrong: an archive's in one go where no option overrides the headers."""
+        choice, args = self._choice, self._choice._args
+        given = args.time, args.fiber, args.spectrograph, choice._extra, choice._model
+        if choice._archive is not None and all(x is None or x == [] for x in given):
+            return choice._archive.lsfs_for(metas, extrapolate=args.extrapolate)
+        out: list[Any] = []
+        for meta in metas:
+            try:
+                out.append(choice.lsf(meta))
+            except Exception as error:  # a header holds whatever it likes
+                out.append(error)
+        return out
+
     def identity(self) -> dict[str, Any]:
         """Model and labels, by content."""
         from lamost_lsf.batch.identity import describe_lsf, file_digest
@@ -102,6 +116,7 @@ class _LSFOfMeta:
             "model": model,
             "time": None if args.time is None else [time.isot for time in args.time],
             "fiber": args.fiber, "spectrograph": args.spectrograph, "extrapolate": args.extrapolate,
+            "labels": [list(pair) for pair in args.label],
         }  # fmt: skip
 
 

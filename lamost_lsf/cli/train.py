@@ -57,6 +57,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     group.add_argument("--fraction", metavar="X", type=float, default=0.8, help="of the exposures, to train on (0.8)")
     group.add_argument("--leave-out-line", metavar="N", type=int, help="number of a line to leave out, to evaluate on")
     group.add_argument("--leave-out-night", metavar="MJD", type=int, help="night to leave out, likewise")
+    group.add_argument("--leave-out-fiber", metavar="N", type=int, help="fibre to leave out, likewise")
+    group.add_argument(
+        "--label", metavar="NAME", action="append", default=[],
+        help="further label of every exposure, such as temperature, that the profile depends on; may be repeated",
+    )  # fmt: skip
     group.add_argument("--seed", metavar="N", type=int, default=0)
     group.add_argument("--device", metavar="NAME", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     group.add_argument("--threads", metavar="N", type=int, default=1, help="of torch on the CPU (default: 1)")
@@ -82,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(str(error)) from None
     plan = TrainingPlan(
         recipe=args.recipe, settings=_settings(args), fraction=args.fraction, leave_out_line=args.leave_out_line,
-        leave_out_night=args.leave_out_night, seed=args.seed, device=args.device, threads=args.threads,
+        leave_out_night=args.leave_out_night, leave_out_fiber=args.leave_out_fiber, labels=tuple(args.label),
+        seed=args.seed, device=args.device, threads=args.threads,
         checkpoint_every=args.checkpoint_every,
     )  # fmt: skip
     bars = Training()

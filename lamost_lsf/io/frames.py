@@ -26,6 +26,7 @@ __all__ = ["HeliocentricCheck", "check_heliocentric", "detector_factor", "detect
 
 _SITE = (117.575, 40.393)  # deg east, deg north
 _SITE_HEIGHT = 960.0  # m
+_KMS = u.km / u.s
 
 
 def _meta(spectrum_or_meta: Any) -> Mapping[str, Any]:
@@ -41,7 +42,7 @@ def _velocity(meta: Mapping[str, Any]) -> float | None:
     if value is None:
         return None
     try:
-        velocity = float(u.Quantity(value).to_value(u.km / u.s))
+        velocity = float(u.Quantity(value).to_value(_KMS))
     except u.UnitConversionError:
         raise ValueError(f"meta['helio_rv'] must be a velocity, got {value}") from None
     return velocity if np.isfinite(velocity) else None

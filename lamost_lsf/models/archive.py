@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import astropy.units as u
 import numpy as np
@@ -163,12 +164,14 @@ class IPArchive:
         fiber: int | np.ndarray,
         wavelength: u.Quantity,
         medium: str = "vacuum",
+        labels: Mapping[str, float] | Literal["median"] | None = None,
         extrapolate: bool = False,
     ) -> InstrumentalProfile:
         """Instrumental profile(s); season and arm follow from time and wavelength.
 
         ``time``, ``fiber`` and ``wavelength`` (true, detector's frame, in ``medium``) broadcast. All must fall into one
-        arm, for the arms have different offset grids.
+        arm, for the arms have different offset grids. ``labels`` are numbers as in `NeuralIP.with_labels`, for models
+        that need any.
 
         Raises
         ------
@@ -202,6 +205,7 @@ class IPArchive:
                 time=time.ravel()[index[here]] if time.shape else time,
                 fiber=fibers[here],
                 wavelength=wide[here] * u.AA,
+                labels=labels,
                 extrapolate=extrapolate,
             )
             if flux is None:
@@ -219,6 +223,7 @@ class IPArchive:
         time: Time,
         fiber: int,
         arm: str | None = None,
+        labels: Mapping[str, Any] | Literal["median"] | None = None,
         extrapolate: bool = False,
     ) -> LSF:
         """LSF of one fibre, in the detector's frame.
@@ -231,6 +236,8 @@ class IPArchive:
         fiber : int
         arm : {"blue", "red"}, optional
             One arm only. By default both, joined at 5800 A (air), or the only one that the archive has.
+        labels : mapping of str to float, or "median", optional
+            Values of the models' extra labels, where they have any; see `IPModel.at`.
         extrapolate : bool
             Allow labels outside the trained ranges, but not an arm that the archive does not have.
 
@@ -243,25 +250,6 @@ class IPArchive:
         ValueError
             Exposures of several seasons, or an arm other than "blue" and "red".
         """
-        if arm is not None:
-            return self._arm_lsf(spectrograph, time, fiber, arm, extrapolate)
-        boundary = float(air_to_vacuum(ARM_BOUNDARY_AIR))
-        limits = {"blue": (0.0, boundary), "red": (boundary, np.inf)}
-        parts, errors = [], []
-        for name in _ARMS:
-            try:
-                parts.append(Segment(*limits[name], self._arm_lsf(spectrograph, time, fiber, name, extrapolate)))
-            except ModelNotFoundError as error:
-                errors.append(error)
-        if not parts:
-            raise errors[0]
-        # one arm alone is joined too, so that extrapolation cannot carry it into the other
-        joined = JoinedLSF(parts)
-        if errors:
-            joined._range_hint = f"of the other arm there is {errors[0]}"
-        return joined
-
-    def _arm_lsf(self, spectrograph: int, time: Time, fiber: int, arm: str, extrapolate: bool) -> LSF:
         if not isinstance(time, Time):
             raise TypeError(f"time must be an astropy Time, got {type(time).__name__}")
         if time.size == 0:
@@ -269,14 +257,36 @@ class IPArchive:
         seasons = np.unique(season(time))
         if seasons.size > 1:
             raise ValueError(f"the exposures of one co-add fall into several seasons: {seasons.tolist()}")
-        model = self.model(spectrograph=spectrograph, arm=arm, season=int(seasons[0]))
-        return model.at(time=time, fiber=fiber, extrapolate=extrapolate)
+        models, hint = self._arm_models(spectrograph, int(seasons[0]), arm)
+        lsfs = [model.at(time=time, fiber=fiber, labels=labels, extrapolate=extrapolate) for model in models.values()]
+        return lsfs[0] if arm is not None else _joined(models, lsfs, hint)
 
-    def lsf_for(self, spectrum: Spectrum | dict[str, Any], *, extrapolate: bool = False) -> LSF:
+    def _arm_models(self, spectrograph: int, year: int, arm: str | None) -> tuple[dict[str, NeuralIP], str | None]:
+        """Model of one arm, or of each that there is; what to say about wavelengths of the other."""
+        if arm is not None:
+            return {arm: self.model(spectrograph=spectrograph, arm=arm, season=year)}, None
+        models, errors = {}, []
+        for name in _ARMS:
+            try:
+                models[name] = self.model(spectrograph=spectrograph, arm=name, season=year)
+            except ModelNotFoundError as error:
+                errors.append(error)
+        if not models:
+            raise errors[0]
+        return models, f"of the other arm there is {errors[0]}" if errors else None
+
+    def lsf_for(
+        self,
+        spectrum: Spectrum | dict[str, Any],
+        *,
+        labels: Mapping[str, Any] | Literal["median"] | None = None,
+        extrapolate: bool = False,
+    ) -> LSF:
         """LSF of a LAMOST spectrum, from its ``meta``: spectrograph, fibre, exposure times, arm and frame.
 
         Returns it in the spectrum's own frame (HELIO_RV undone), averaged over the co-added exposures, with the
-        spectrum's centre definition.
+        spectrum's centre definition. ``labels`` (by default ``meta["labels"]``) are for models that need any, see
+        `lsf`.
 
         Raises
         ------
@@ -294,17 +304,135 @@ class IPArchive:
             raise ValueError(
                 f"the spectrum's meta lacks {', '.join(missing)}; read it with Spectrum.read(path, format='LAMOST LRS')"
             )
-        arm = meta.get("arm")
-        lsf = self.lsf(**needed, arm=arm if arm in _ARMS else None, extrapolate=extrapolate)
-        instrument = meta.get("instrument")
-        for trained in (segment.lsf.meta.get("instrument") for segment in lsf.segments()):
-            if instrument and trained and not _same_instrument(instrument, trained):
-                raise ValueError(f"the spectrum was taken with {instrument}, the archive's model is of {trained}")
+        labels = meta.get("labels") if labels is None else labels
+        lsf = self.lsf(**needed, arm=_arm(meta), labels=labels, extrapolate=extrapolate)
+        for segment in lsf.segments():
+            _check_instrument(meta.get("instrument"), segment.lsf.meta)
         return lsf.shifted(detector_factor(meta)).centered(meta.get("wavelength_center"))
+
+    def lsfs_for(
+        self, spectra: Sequence[Spectrum | Mapping[str, Any]], *, extrapolate: bool = False
+    ) -> list[LSF | Exception]:
+        """`lsf_for` of many spectra in a fraction of the time: what is the same for all of them is done once.
+
+        Returns
+        -------
+        list of LSF or Exception
+            One for each spectrum: its LSF, or what `lsf_for` raises.
+
+        Examples
+        --------
+        >>> from lamost_lsf.time import lmjm_to_time
+        >>> from lamost_lsf.simulation import Observatory
+        >>> meta = {"spectrograph": 1, "fiber": 12, "time": lmjm_to_time([83169780]), "frame": "topocentric"}
+        >>> lsf, error = Observatory().lsfs_for([meta, {**meta, "spectrograph": 17}])
+        >>> print(lsf.wavelength_range[0] < 4000, error)
+        True no model of spectrograph 17; the observatory has 1-16
+        """
+        metas = [s if isinstance(s, Mapping) else s.meta for s in spectra]
+        out: list[LSF | Exception | None] = [None] * len(metas)
+        if type(self).lsf_for is IPArchive.lsf_for:  # a sub-class's own has the word
+            for members in _alike(metas).values():
+                try:
+                    lsfs = self._lsfs_of_alike([metas[i] for i in members], extrapolate)
+                except Exception:  # which one it is, and why, is found out one by one
+                    continue
+                for i, lsf in zip(members, lsfs, strict=True):
+                    out[i] = lsf
+        for i, meta in enumerate(metas):
+            if out[i] is None:
+                try:
+                    out[i] = self.lsf_for(dict(meta), extrapolate=extrapolate)
+                except Exception as error:  # a header holds whatever it likes
+                    out[i] = error
+        return out
+
+    def _lsfs_of_alike(self, metas: list[Mapping[str, Any]], extrapolate: bool) -> list[LSF | Exception]:
+        """LSFs of spectra of one instrument, spectrograph and arm, whose times and fibres are checked all at once."""
+        from lamost_lsf.io import detector_factor
+
+        size = np.array([meta["time"].size for meta in metas])
+        ends = np.cumsum(size)
+        # both parts of the Julian dates, as Time keeps them
+        jd1, jd2 = (np.concatenate([np.ravel(getattr(m["time"], part)) for m in metas]) for part in ("jd1", "jd2"))
+        times, fibers = Time(jd1, jd2, format="jd", scale="utc"), np.array([meta["fiber"] for meta in metas])
+        seasons = season(times)
+        if np.any(seasons != np.repeat(seasons[ends - size], size)):
+            raise ValueError("the exposures of one co-add fall into several seasons")
+        out: list[Any] = [None] * len(metas)
+        for year in np.unique(seasons).tolist():
+            here = seasons == year
+            models, hint = self._arm_models(metas[0]["spectrograph"], year, _arm(metas[0]))
+            labels = []
+            for model in models.values():
+                _check_instrument(metas[0].get("instrument"), model.meta)
+                model._check_labels(times[here], np.repeat(fibers, size)[here], extrapolate)
+                labels.append(model._time_label(times))
+            for i in np.flatnonzero(here[ends - size]).tolist():
+                meta = metas[i]
+                try:
+                    factor = detector_factor(meta)
+                except ValueError as error:
+                    out[i] = error
+                    continue
+                which = slice(ends[i] - size[i], ends[i]) if meta["time"].shape else ends[i] - 1
+                lsfs = [
+                    model._lsf(label[which], meta["fiber"], extrapolate).shifted(factor)
+                    for model, label in zip(models.values(), labels, strict=True)
+                ]
+                lsf = lsfs[0] if _arm(meta) else _joined(models, lsfs, hint, factor)
+                out[i] = lsf.centered(meta.get("wavelength_center"))
+        return out
 
 
 def _read_model(path: Path) -> NeuralIP:
     return NeuralIP.read(path) if path.suffix == ".safetensors" else NeuralIP.from_pylamostip(path)
+
+
+#: Limits of an arm, vacuum Angstrom.
+_LIMITS = {
+    "blue": (0.0, float(air_to_vacuum(ARM_BOUNDARY_AIR))),
+    "red": (float(air_to_vacuum(ARM_BOUNDARY_AIR)), np.inf),
+}
+
+
+def _joined(models: Mapping[str, Any], lsfs: Sequence[LSF], hint: str | None, factor: float = 1.0) -> JoinedLSF:
+    """LSFs of the arms as one, in the frame of the detector's wavelengths divided by ``factor``.
+
+    One arm alone is joined too, so that extrapolation cannot carry it into the other.
+    """
+    limits = [tuple(w / factor for w in _LIMITS[arm]) for arm in models]
+    joined = JoinedLSF([Segment(*pair, lsf) for pair, lsf in zip(limits, lsfs, strict=True)])
+    if hint:
+        joined._range_hint = hint
+    return joined
+
+
+def _arm(meta: Mapping[str, Any]) -> str | None:
+    """The one arm that a spectrum is of, None for a stitched one."""
+    arm = meta.get("arm")
+    return arm if arm in _ARMS else None
+
+
+def _alike(metas: Sequence[Mapping[str, Any]]) -> dict[tuple, list[int]]:
+    """Numbers of the spectra of each instrument, spectrograph and arm; those that are out of the ordinary in none."""
+    groups: dict[tuple, list[int]] = {}
+    for i, meta in enumerate(metas):
+        time, spectrograph, fiber = meta.get("time"), meta.get("spectrograph"), meta.get("fiber")
+        ordinary = (
+            isinstance(time, Time) and time.scale == "utc" and time.size and not time.masked
+            and isinstance(spectrograph, int | np.integer) and isinstance(fiber, int | np.integer)
+            and meta.get("labels") is None
+        )  # fmt: skip
+        if ordinary:
+            groups.setdefault((meta.get("instrument"), int(spectrograph), _arm(meta)), []).append(i)
+    return groups
+
+
+def _check_instrument(instrument: str | None, model: Mapping[str, Any]) -> None:
+    trained = model.get("instrument")
+    if instrument and trained and not _same_instrument(instrument, trained):
+        raise ValueError(f"the spectrum was taken with {instrument}, the archive's model is of {trained}")
 
 
 def _same_instrument(spectrum: str, model: str) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
 
 import astropy.units as u
 import numpy as np
@@ -13,6 +14,7 @@ from astropy.time import Time
 from lamost_lsf.errors import OutOfRangeError
 from lamost_lsf.kernel import IPKernel
 from lamost_lsf.lsf import LSF, MeanLSF
+from lamost_lsf.models.labels import label_arrays, profile_at_labels
 from lamost_lsf.profile import InstrumentalProfile
 from lamost_lsf.time import time_to_lmjm
 from lamost_lsf.units import to_vacuum_angstrom
@@ -32,6 +34,8 @@ class IPModel(ABC):
     needs_fiber: bool = False
     #: Wavelengths (low, high), vacuum Angstrom, that the model was made for.
     wavelength_range: tuple[float, float] = (0.0, np.inf)
+    #: Names of the labels that the model takes besides time, fibre and wavelength, and a typical value of each.
+    extra_labels: Mapping[str, float] = MappingProxyType({})
     meta: dict[str, Any]
 
     @abstractmethod
@@ -41,10 +45,10 @@ class IPModel(ABC):
         ``time`` is what `_time_label` makes of an astropy Time. Ranges were checked by whoever calls.
         """
 
-    def _evaluate_error(
+    def _error_function(
         self, time: np.ndarray | None, fiber: np.ndarray | None, wavelength: np.ndarray
-    ) -> np.ndarray | None:
-        """1-sigma error (m, n) of what `_evaluate` gives, in its normalisation; None where the model has none."""
+    ) -> Callable[[], np.ndarray] | None:
+        """What gives the 1-sigma error (m, n) of `_evaluate`, in its normalisation; None where the model has none."""
         return None
 
     def _time_label(self, time: Time) -> np.ndarray:
@@ -75,6 +79,20 @@ class IPModel(ABC):
                 f"range of this {type(self).__name__}; pass extrapolate=True to go beyond"
             )
 
+    def with_labels(
+        self, labels: Mapping[str, float] | Literal["median"] | None, *, extrapolate: bool = False
+    ) -> IPModel:
+        """The model at given values of its extra labels; one that has none is returned as it is.
+
+        Raises
+        ------
+        ValueError
+            Labels for a model that takes none.
+        """
+        if labels is not None and not (isinstance(labels, str) and labels == "median"):
+            label_arrays(self, labels)
+        return self
+
     def profile(
         self,
         *,
@@ -82,6 +100,7 @@ class IPModel(ABC):
         fiber: int | np.ndarray | None = None,
         wavelength: u.Quantity,
         medium: str = "vacuum",
+        labels: Mapping[str, Any] | Literal["median"] | None = None,
         extrapolate: bool = False,
     ) -> InstrumentalProfile:
         """Instrumental profile(s).
@@ -97,6 +116,9 @@ class IPModel(ABC):
             broadcast against one another.
         medium : {"vacuum", "air"}
             Medium of ``wavelength``.
+        labels : mapping of str to array_like, or "median", optional
+            Values of the model's ``extra_labels``, where it has any; they broadcast against the others. "median" takes
+            those of the training set.
         extrapolate : bool
             Allow labels outside the range that the model was trained on.
 
@@ -114,6 +136,11 @@ class IPModel(ABC):
         TypeError
             A time that is not a Time, or a wavelength without a unit of length.
         """
+        if labels is not None:
+            where = {"time": time, "fiber": fiber, "wavelength": wavelength, "medium": medium}
+            if isinstance(labels, Mapping) and any(np.ndim(v) for v in labels.values()):
+                return profile_at_labels(self, labels, **where, extrapolate=extrapolate)
+            return self.with_labels(labels, extrapolate=extrapolate).profile(**where, extrapolate=extrapolate)
         vacuum = to_vacuum_angstrom(wavelength, medium)
         fibers = None if fiber is None else np.asarray(fiber)
         self._check_labels(time, fibers, extrapolate)
@@ -137,11 +164,19 @@ class IPModel(ABC):
             wide.ravel(),
         )
         flux = self._evaluate(*labels).reshape((*shape, self.offset.size))
-        error = self._evaluate_error(*labels)
-        error = None if error is None else error.reshape(flux.shape)
+        make = self._error_function(*labels)
+        # as large as the profiles, and seldom wanted: made when it is asked for
+        error = None if make is None else lambda: make().reshape(flux.shape)
         return InstrumentalProfile(self.offset * u.AA, flux, wavelength=wide * u.AA, error=error, meta=self.meta)
 
-    def at(self, *, time: Time | None = None, fiber: int | None = None, extrapolate: bool = False) -> LSF:
+    def at(
+        self,
+        *,
+        time: Time | None = None,
+        fiber: int | None = None,
+        labels: Mapping[str, Any] | Literal["median"] | None = None,
+        extrapolate: bool = False,
+    ) -> LSF:
         """LSF of one fibre at one time (or the mean over several times: a co-add).
 
         Parameters
@@ -149,6 +184,8 @@ class IPModel(ABC):
         time : `~astropy.time.Time`, optional
             Scalar, or the times of the exposures that were co-added.
         fiber : int, optional
+        labels : mapping of str to float, or "median", optional
+            Values of the model's ``extra_labels``, where it has any: one, or one for each of the times.
         extrapolate : bool
             Allow times, fibres and, later, wavelengths outside the trained range.
 
@@ -163,14 +200,37 @@ class IPModel(ABC):
         ValueError
             A missing or empty label, or several fibres.
         """
+        if labels is not None:
+            if time is not None and isinstance(labels, Mapping) and any(np.ndim(v) for v in labels.values()):
+                return self._mean_at(time, fiber, labels, extrapolate)
+            return self.with_labels(labels, extrapolate=extrapolate).at(time=time, fiber=fiber, extrapolate=extrapolate)
         if fiber is not None and np.ndim(fiber):
             raise ValueError("at() makes the LSF of one fibre; profile() takes arrays of fibres")
         self._check_labels(time, None if fiber is None else np.asarray(fiber), extrapolate)
-        if time is None or time.isscalar:
-            return _ModelLSF(self, time, fiber, extrapolate)
+        if time is None:
+            return _ModelLSF(self, None, fiber, extrapolate)
         if time.size == 0:
             raise ValueError("time is empty")
-        return MeanLSF([_ModelLSF(self, t, fiber, extrapolate) for t in time.ravel()])
+        return self._lsf(self._time_label(time), fiber, extrapolate)
+
+    def _lsf(self, label: np.ndarray, fiber: int | None, extrapolate: bool) -> LSF:
+        """LSF at a time's label, or the mean over several; everything has been checked."""
+        if label.ndim == 0:
+            return _ModelLSF(self, float(label), fiber, extrapolate)
+        return MeanLSF([_ModelLSF(self, t, fiber, extrapolate) for t in label.ravel().tolist()])
+
+    def _mean_at(self, time: Time, fiber: int | None, labels: Mapping[str, Any], extrapolate: bool) -> LSF:
+        """LSF of a co-add of exposures that differ in the extra labels."""
+        values = label_arrays(self, labels)
+        if not time.shape or any(v.shape not in ((), time.shape) for v in values.values()):
+            shapes = {name: v.shape for name, v in values.items()}
+            raise ValueError(f"labels must be numbers, or one for each of the times ({time.shape}), got {shapes}")
+        rows = zip(*(np.broadcast_to(v, time.shape).ravel().tolist() for v in values.values()), strict=True)
+        lsfs = []
+        for when, row in zip(time.ravel(), rows, strict=True):
+            own = dict(zip(values, row, strict=True))
+            lsfs.append(self.at(time=when, fiber=fiber, labels=own, extrapolate=extrapolate))
+        return MeanLSF(lsfs)
 
     def kernel(
         self,
@@ -182,20 +242,21 @@ class IPModel(ABC):
         dispersion: u.Quantity | None = None,
         spectral_axis: u.Quantity | None = None,
         center: str | Callable | None = None,
+        labels: Mapping[str, float] | Literal["median"] | None = None,
         extrapolate: bool = False,
     ) -> IPKernel:
         """Convolution kernel straight from the model; see `profile` and `InstrumentalProfile.to_kernel`."""
-        ip = self.profile(time=time, fiber=fiber, wavelength=wavelength, medium=medium, extrapolate=extrapolate)
+        where = {"time": time, "fiber": fiber, "wavelength": wavelength, "medium": medium}
+        ip = self.profile(**where, labels=labels, extrapolate=extrapolate)
         return ip.to_kernel(dispersion=dispersion, spectral_axis=spectral_axis, center=center)
 
 
 class _ModelLSF(LSF):
-    """LSF of a model at one time and fibre."""
+    """LSF of a model at one time (by its label) and fibre."""
 
-    def __init__(self, model: IPModel, time: Time | None, fiber: int | None, extrapolate: bool) -> None:
+    def __init__(self, model: IPModel, time: float | None, fiber: int | None, extrapolate: bool) -> None:
         super().__init__(model.meta)
-        self.model, self.fiber = model, fiber
-        self._time = None if time is None else float(model._time_label(time))
+        self.model, self.fiber, self._time = model, fiber, time
         self.offset = model.offset
         if not extrapolate:
             self.wavelength_range = model.wavelength_range

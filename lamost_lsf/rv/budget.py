@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ def ip_error_modes(lsf: LSF, family: LSFFamily, cache: dict[Any, Any]) -> tuple[
         What the centre's move makes of a velocity, km/s.
         None where the LSF's model knows no error.
     """
-    middle = float(np.sqrt(family.window[0] * family.window[1]))
+    middle = math.sqrt(family.window[0] * family.window[1])
     here = [p for p in detector_parts(lsf) if p[0] <= middle * p[3] < p[1]]
     if not here:
         return None

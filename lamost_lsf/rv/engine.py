@@ -101,7 +101,11 @@ class VelocityEngine:
         return evaluate_continuum(fit_upper_continuum(x[inside], rest[inside], np.ones(inside.sum()), self.degree), x)
 
     def find(
-        self, pixels: Sequence[Pixels], coefficients: Sequence[Coefficients], cosmic_sigma: float | None = 6.0
+        self,
+        pixels: Sequence[Pixels],
+        coefficients: Sequence[Coefficients],
+        cosmic_sigma: float | None = 6.0,
+        influence: Sequence[bool] | None = None,
     ) -> list[Found]:
         """Velocities of spectra.
 
@@ -113,12 +117,15 @@ class VelocityEngine:
             Each spectrum's own LSF, in the templates' basis.
         cosmic_sigma : float, optional
             Pixels above the model by this many rescaled errors are rejected; None keeps all.
+        influence : sequence of bool, optional
+            Spectra whose ``Found.influence`` is wanted; none by default.
 
         Returns
         -------
         list of Found
         """
-        spectra = [SpectrumState(self, p, c) for p, c in zip(pixels, coefficients, strict=True)]
+        wanted = [False] * len(pixels) if influence is None else influence
+        spectra = [SpectrumState(self, p, c, w) for p, c, w in zip(pixels, coefficients, wanted, strict=True)]
         waiting, space = spectra, Workspace()
         for remaining in range(MAX_PASSES, -1, -1):
             self._search_all(waiting)
@@ -141,7 +148,7 @@ class VelocityEngine:
             for i, f in enumerate(found):
                 if RVFlag.NO_CONVERGENCE in f.flags:
                     found[i] = self._alone(pixels[i], coefficients[i]).find(
-                        [pixels[i]], [coefficients[i]], cosmic_sigma
+                        [pixels[i]], [coefficients[i]], cosmic_sigma, [wanted[i]]
                     )[0]
         return found
 
@@ -172,37 +179,21 @@ class VelocityEngine:
         fine.chi2(self._values, found.best, found.shift)
         return fine
 
-    def influence(
-        self, found: Found, pixels: Pixels, coefficients: Coefficients, spectrum: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """How a velocity that `find` gave depends on wavelengths and LSF.
+    def sensitivity(self, found: Found, transform: np.ndarray) -> np.ndarray:
+        """Derivative (n_lag,) of a velocity, km/s, by the kernel's values at the lags of the templates' basis.
+
+        Per ln(wavelength), changed at all wavelengths alike.
 
         Parameters
         ----------
         found : Found
-        pixels, coefficients
-            As `find` had them.
-        spectrum : ndarray (n_node,), optional
-            The best template itself on the templates' grid.
-
-        Returns
-        -------
-        shares : ndarray (n,)
-            Weight of every pixel's wavelength: minus the change of the velocity by that, in km/s, of the pixel's. The
-            sum is 1.
-        sensitivity : ndarray (n_lag,) or None
-            Derivative of the velocity, km/s, by the values of the kernel (per ln(wavelength)) at the lags of the
-            templates' basis, changed at all wavelengths alike; None without ``spectrum``.
+            With its ``influence``.
+        transform : ndarray
+            `lag_transform` of the best template itself on the templates' grid.
         """
-        fine = self._fitted(found, pixels, coefficients)
-        shares, weights = fine.influence(self._values, found.best, found.shift)
-        if spectrum is None:
-            return shares, None
         basis = self.templates.basis
-        out = np.empty(basis.components.shape[1])
-        sums_at_lags(spectrum, fine.position, found.shift, weights, basis.first_lag, out)
-        scale = self.templates.grid.step * SPEED_OF_LIGHT * (1.0 - (found.velocity / SPEED_OF_LIGHT) ** 2)
-        return shares, out * scale
+        out = sums_at_lags(transform, found.influence.on_nodes, basis.first_lag, basis.components.shape[1])
+        return out * self.templates.grid.step * SPEED_OF_LIGHT * (1.0 - (found.velocity / SPEED_OF_LIGHT) ** 2)
 
     def _search_all(self, spectra: list[SpectrumState]) -> None:
         """Search for every spectrum."""

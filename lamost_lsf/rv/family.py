@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +25,8 @@ TOLERANCE = 2e-5
 _NODES = (7, 9, 13, 17, 25, 33, 49, 65, 129, 257)
 #: How far (in ln(wavelength)) the Earth's motion moves the window over the detector: 60 km/s.
 _MARGIN = 2e-4
+#: Parts whose profiles are brought to the lags at a time: some 10 MB.
+_BLOCK = 256
 #: Precision, in Angstrom, to which centres are interpolated between the wavelengths at which they are determined.
 _CENTER_PRECISION = 2e-4
 
@@ -65,6 +67,10 @@ class LSFFamily:
         self.lsfs, self.window = list(lsfs), window
         self.basis = IPBasis.from_lsfs(self.lsfs, window, tolerance=0.3 * TOLERANCE)
         self._step = LogGrid(self.basis.refinement, 0, 1).step
+        components = self.basis.components.astype(np.float32)
+        self._components = components, np.ascontiguousarray(components.T)
+        lags = self.basis.first_lag + np.arange(self.basis.components.shape[1])
+        self._stretch = np.expm1(lags * self._step)  # of a wavelength, at each lag
         self._nodes, self._stride = self._choose_nodes()
         known = [c[0] for c in self.coefficients_many(self.lsfs) if not isinstance(c, Exception)]
         # of one number of parts; an arm's boundary moves by half an Angstrom, which a search does not see
@@ -87,7 +93,8 @@ class LSFFamily:
             worst = 0.0
             for low, high, inner, definition, _, _ in parts:
                 fine = _nodes(low, high, 2 * count - 1, inner)
-                values, _ = self._project(inner.offset, inner.sample(fine), fine, inner.zero_point(fine, definition))
+                part = inner.offset, inner.sample(fine), fine
+                (values,), _ = self._project([part], inner.zero_point(fine, definition)[None])
                 worst = max(worst, _middle_error(values, self.basis.components) * self._step)
             # jumps, at the ends of a profile's window, are not for any number of nodes to mend
             if worst > 0.8 * before:
@@ -102,7 +109,7 @@ class LSFFamily:
             for low, high, inner, definition, _, _ in parts:
                 nodes = _nodes(low, high, n, inner)
                 zero = inner.zero_point(nodes, definition)
-                off = max(off, float(np.max(np.abs(_between(zero[::stride], stride) - zero))))
+                off = max(off, float(np.max(np.abs(_interpolator(n, stride) @ zero[::stride] - zero))))
             if off <= _CENTER_PRECISION:
                 return n, stride
         return n, 1
@@ -136,75 +143,96 @@ class LSFFamily:
 
     def coefficients_many(self, lsfs: Sequence[LSF]) -> list[tuple[Coefficients, float] | Exception]:
         """`coefficients` of many LSFs, or what it raised."""
-        out: list[Any] = []
-        requests = []
+        found: list[Any] = []
+        requests: list[tuple[LSF, np.ndarray]] = []
         for lsf in lsfs:
             try:
                 parts = self._parts(lsf)
             except Exception as error:
-                out.append(error)
+                found.append(error)
                 continue
-            out.append(parts)
+            first = len(requests)
             requests += [(part[2], _nodes(part[0], part[1], self._nodes, part[2])) for part in parts]
+            found.append([(part, first + k) for k, part in enumerate(parts)])
+        definitions = [part[3] for parts in found if isinstance(parts, list) for part, _ in parts]
         profiles = sample_many(requests)
-        centers = iter(
-            zero_points_many(
-                [
-                    (part[2].offset, rows[:: self._stride], part[3])
-                    for part, rows in zip((p for ps in out if isinstance(ps, list) for p in ps), profiles, strict=True)
-                    if not isinstance(rows, Exception)
-                ]
-            )
-        )
-        sampled = iter(zip(requests, profiles, strict=True))
-        return [parts if isinstance(parts, Exception) else self._assemble(parts, sampled, centers) for parts in out]
-
-    def _assemble(self, parts: list, sampled: Iterator, centers: Iterator) -> tuple[Coefficients, float] | Exception:
-        """Coefficients of one LSF from the samples and centres of its parts."""
-        values, starts, steps, boundaries, worst, failed = [], [], [], [], 0.0, None
-        center: str | Callable = "zero"
-        for _, _, inner, definition, factor, end in parts:
-            (_, nodes), profiles = next(sampled)
-            if isinstance(profiles, Exception):
-                failed = failed or profiles
-                continue
-            zero = next(centers)
+        known = [k for k, rows in enumerate(profiles) if not isinstance(rows, Exception)]
+        zeros = zero_points_many([(requests[k][0].offset, profiles[k][:: self._stride], definitions[k]) for k in known])
+        expressed: list[Any] = profiles
+        good = [(k, zero) for k, zero in zip(known, zeros, strict=True) if not isinstance(zero, Exception)]
+        for k, zero in zip(known, zeros, strict=True):
             if isinstance(zero, Exception):
-                failed = failed or zero
-                continue
-            value, residual = self._project(inner.offset, profiles, nodes, _between(zero, self._stride))
-            worst, center = max(worst, residual), definition
+                expressed[k] = zero
+        if good:
+            between = np.array([zero for _, zero in good]) @ _interpolator(self._nodes, self._stride).T
+            for begin in range(0, len(good), _BLOCK):
+                block = [k for k, _ in good[begin : begin + _BLOCK]]
+                values, left = self._project(
+                    [(requests[k][0].offset, profiles[k], requests[k][1]) for k in block], between[begin:]
+                )
+                for row, k in enumerate(block):
+                    expressed[k] = values[row], left[row]
+        return [
+            parts if isinstance(parts, Exception) else self._assemble(parts, requests, expressed) for parts in found
+        ]
+
+    def _assemble(
+        self, parts: list[tuple[tuple, int]], requests: list[tuple[LSF, np.ndarray]], expressed: list[Any]
+    ) -> tuple[Coefficients, float] | Exception:
+        """Coefficients of one LSF from those of its parts."""
+        values, starts, steps, boundaries, worst = [], [], [], [], 0.0
+        center: str | Callable = "zero"
+        for (_, _, _, definition, factor, end), k in parts:
+            if isinstance(expressed[k], Exception):
+                return expressed[k]
+            value, left = expressed[k]
+            nodes = requests[k][1]
+            worst, center = max(worst, float(left)), definition
             log_low, log_high = math.log(nodes[0]), math.log(nodes[-1])
             values.append(value)
             starts.append(log_low - math.log(factor))
             steps.append((log_high - log_low) / (nodes.size - 1))
             boundaries.append(end)
-        if failed is not None:
-            return failed
         return (
             Coefficients(tuple(values), tuple(boundaries[:-1]), tuple(starts), tuple(steps), worst, center),
             worst,
         )
 
     def _project(
-        self, offset: np.ndarray, profiles: np.ndarray, nodes: np.ndarray, zero: np.ndarray
-    ) -> tuple[np.ndarray, float]:
-        """Coefficients (m, K) of profiles (m, n) with an offset (m,) put at lag 0, and the L1 norm of what is left."""
-        values = np.empty((nodes.size, self.basis.n_components))
-        step = (offset[-1] - offset[0]) / (offset.size - 1)
-        left = _project(
-            np.ascontiguousarray(profiles), float(offset[0]), float(step), nodes, zero, self._step,
-            self.basis.first_lag, self.basis.components, values,
-        )  # fmt: skip
-        return values, left
+        self, parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], zeros: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients (p, m, K) of p parts, and the largest L1 norm (p,) of what is left of each.
+
+        Parameters
+        ----------
+        parts : sequence of (offset (n,), profiles (m, n), wavelength (m,))
+        zeros : ndarray (p or more, m)
+            Offsets that are put at lag 0.
+        """
+        m, (components, transposed) = parts[0][2].size, self._components
+        # float32 is some 1e-7 of the peak off, far below TOLERANCE
+        rows, area = np.empty((len(parts), m, components.shape[1]), dtype=np.float32), np.empty((len(parts), m))
+        for k, (offset, profiles, wavelength) in enumerate(parts):
+            step = (offset[-1] - offset[0]) / (offset.size - 1)
+            _at_lags(profiles, offset[0], step, wavelength, zeros[k], self._step, self._stretch, rows[k], area[k])
+        # points do not see the jumps at the ends of the window as integrals do; the area is known
+        rows /= area[:, :, None].astype(np.float32)
+        flat = rows.reshape(-1, rows.shape[2])
+        values = flat @ transposed
+        flat -= values @ components
+        left = np.abs(rows, out=rows).sum(axis=2, dtype=np.float64) * self._step
+        # what lies beyond the lags of the basis
+        left = np.maximum(left, np.abs(1.0 - area) - 1e-4).max(axis=1)
+        return values.astype(np.float64).reshape(len(parts), m, -1), left
 
     def at_lags(self, offset: np.ndarray, profiles: np.ndarray, wavelength: float, zero: float) -> np.ndarray:
         """Profiles (m, n) per Angstrom at offsets (n,), at the lags of the basis: (m, n_lag) per ln(wavelength)."""
-        out = np.empty((profiles.shape[0], self.basis.components.shape[1]))
+        m = profiles.shape[0]
+        out = np.empty((m, self.basis.components.shape[1]))
         step = (offset[-1] - offset[0]) / (offset.size - 1)
-        _all_at_lags(
-            np.ascontiguousarray(profiles), float(offset[0]), float(step), wavelength, zero, self._step,
-            self.basis.first_lag, out,
+        _at_lags(
+            np.ascontiguousarray(profiles), offset[0], step, np.full(m, wavelength), np.full(m, zero), self._step,
+            self._stretch, out, np.empty(m),
         )  # fmt: skip
         return out
 
@@ -221,17 +249,19 @@ def _spaced(low: float, high: float, n: int) -> np.ndarray:
     return nodes
 
 
-def _between(values: np.ndarray, stride: int) -> np.ndarray:
-    """Values at nodes of which one in ``stride`` is known: cubics through four."""
+@lru_cache(maxsize=64)
+def _interpolator(n: int, stride: int) -> np.ndarray:
+    """Matrix (n, m) to values at n nodes from those at one node in ``stride``: cubics through four."""
+    m = (n - 1) // stride + 1
+    out = np.zeros((n, m))
     if stride == 1:
-        return values
-    m = values.size
-    p = np.arange((m - 1) * stride + 1) / stride
+        np.fill_diagonal(out, 1.0)
+        return out
+    p = np.arange(n) / stride
     i = np.clip(np.floor(p).astype(int) - 1, 0, m - 4)
-    t = p - i
-    a, b, c, d = t, t - 1.0, t - 2.0, t - 3.0
-    out = -b * c * d / 6.0 * values[i] + a * c * d / 2.0 * values[i + 1]
-    return out - a * b * d / 2.0 * values[i + 2] + a * b * c / 6.0 * values[i + 3]
+    for row, (first, t) in enumerate(zip(i, p - i, strict=True)):
+        out[row, first : first + 4] = lagrange4.py_func(t)
+    return out
 
 
 def _middle_error(values: np.ndarray, components: np.ndarray) -> float:
@@ -244,53 +274,22 @@ def _middle_error(values: np.ndarray, components: np.ndarray) -> float:
 
 
 @njit(cache=True, error_model="numpy", fastmath=FASTMATH)
-def _at_lags(profile, x0, dx, wavelength, zero, step, first_lag, row):
-    """A profile at the lags of the grid, by cubics through its samples; its area there.
+def _at_lags(profiles, x0, dx, wavelength, zero, step, stretch, out, area):
+    """Profiles (m, n) at the lags of the grid (n_lag,), by cubics through their samples; their areas there.
 
     Per ln(wavelength): what a Doppler shift leaves alone.
     """
-    n, total = profile.size, 0.0
-    for k in range(row.size):
-        stretch = np.expm1((first_lag + k) * step)
-        p = (wavelength * stretch + zero - x0) / dx
-        if p < 0.0 or p > n - 1.0:
-            row[k] = 0.0
-            continue
-        i = max(0, min(int(np.floor(p)) - 1, n - 4))
-        a, b, c, d = lagrange4(p - i)
-        row[k] = wavelength * (a * profile[i] + b * profile[i + 1] + c * profile[i + 2] + d * profile[i + 3])
-        total += row[k] * (1.0 + stretch) * step  # the area per Angstrom
-    return total
-
-
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
-def _project(profiles, x0, dx, wavelength, zero, step, first_lag, components, out):
-    """Unit-area profiles in the basis, and the largest L1 norm of what is left out."""
-    n_k, n_lag = components.shape
-    row, worst = np.empty(n_lag), 0.0
+    n = profiles.shape[1]
     for m in range(wavelength.size):
-        total = _at_lags(profiles[m], x0, dx, wavelength[m], zero[m], step, first_lag, row)
-        # what lies beyond the lags of the basis
-        worst = max(worst, abs(1.0 - total) - 1e-4)
-        # points do not see the jumps at the ends of the window as integrals do; the area is known
-        for k in range(n_lag):
-            row[k] /= total
-        for c in range(n_k):
-            s = 0.0
-            for k in range(n_lag):
-                s += components[c, k] * row[k]
-            out[m, c] = s
-        left = 0.0
-        for k in range(n_lag):
-            y = row[k]
-            for c in range(n_k):
-                y -= out[m, c] * components[c, k]
-            left += abs(y)
-        worst = max(worst, left * step)
-    return worst
-
-
-@njit(cache=True, error_model="numpy", fastmath=FASTMATH)
-def _all_at_lags(profiles, x0, dx, wavelength, zero, step, first_lag, out):
-    for m in range(profiles.shape[0]):
-        _at_lags(profiles[m], x0, dx, wavelength, zero, step, first_lag, out[m])
+        profile, row = profiles[m], out[m]
+        scale, start, w, total = wavelength[m] / dx, (zero[m] - x0) / dx, wavelength[m], 0.0
+        for k in range(stretch.size):
+            p = scale * stretch[k] + start
+            if p < 0.0 or p > n - 1.0:
+                row[k] = 0.0
+                continue
+            i = max(0, min(int(p) - 1, n - 4))
+            a, b, c, d = lagrange4(p - i)
+            row[k] = w * (a * profile[i] + b * profile[i + 1] + c * profile[i + 2] + d * profile[i + 3])
+            total += row[k] * (1.0 + stretch[k])  # the area per Angstrom
+        area[m] = total * step

@@ -24,6 +24,7 @@ from lamost_lsf.rv.engine import Found, VelocityEngine
 from lamost_lsf.rv.family import TOLERANCE, LSFFamily
 from lamost_lsf.rv.frames import to_frame
 from lamost_lsf.rv.lattice import Lattice
+from lamost_lsf.rv.models import lag_transform
 from lamost_lsf.rv.prepare import Pixels, center_name, check_options, check_templates, velocity_limits
 from lamost_lsf.rv.result import RVFlag
 from lamost_lsf.rv.rows import blank_row
@@ -57,6 +58,8 @@ class _Task:
     lsf: LSF
     spectrum: ObservedArrays
     coefficients: Coefficients | None = None
+    modes: tuple[np.ndarray, np.ndarray] | None = None
+    wave: np.ndarray | None = None
 
 
 class RVMachine:
@@ -192,17 +195,18 @@ class RVMachine:
         rows: list[dict[str, Any]] = []
         tasks: dict[_Key, list[_Task]] = {}
         mixed = 0
-        for number, item in enumerate(spectra):
-            spectrum = as_arrays(item, mask=self.mask, extension=self.extension)
+        observed = [as_arrays(item, mask=self.mask, extension=self.extension) for item in spectra]
+        found = self._lsfs_of(observed, lsfs)
+        centered: dict[tuple[int, Any], LSF] = {}
+        for number, spectrum in enumerate(observed):
             mine = [self._blank(first + number, spectrum, w) for w in self.windows]
             rows += mine
             if spectrum.flags:
                 continue
-            try:
-                lsf, center, mismatch = self._lsf_of(spectrum, None if lsfs is None else lsfs[number])
-            except Exception as error:  # archives, and a user's own function, raise what they like
-                self._fail(mine, RVFlag.NO_LSF, error)
+            if isinstance(found[number], Exception):
+                self._fail(mine, RVFlag.NO_LSF, found[number])
                 continue
+            lsf, center, mismatch = self._centered(found[number], spectrum, centered)
             mixed += mismatch
             for row, window in zip(mine, self.windows, strict=True):
                 row["center"] = center
@@ -256,14 +260,31 @@ class RVMachine:
             row["flags"] |= int(flag)
             row["message"] = text
 
-    def _lsf_of(self, spectrum: ObservedArrays, own: Any) -> tuple[LSF, str, bool]:
-        """LSF with the centre that it is to be used with, its name, and whether that mixes two definitions."""
-        if own is not None:
-            lsf = as_lsf(own.lsf_for(spectrum.meta) if hasattr(own, "lsf_for") else own)
-        elif self._fixed is not None:
-            lsf = self._fixed
-        else:
-            lsf = as_lsf(self._lookup(spectrum.meta))
+    def _lsfs_of(self, spectra: Sequence[ObservedArrays], own: Sequence[Any] | None) -> list[LSF | Exception | None]:
+        """LSF of every spectrum that can be used, or why there is none."""
+        out: list[Any] = [None] * len(spectra)
+        usable = [i for i, s in enumerate(spectra) if not s.flags]
+        if own is None and self._fixed is None and hasattr(self.lsf, "lsfs_for"):
+            # those of an archive in one go
+            for i, lsf in zip(usable, self.lsf.lsfs_for([spectra[i].meta for i in usable]), strict=True):
+                out[i] = lsf
+            return out
+        for i in usable:
+            given = None if own is None else own[i]
+            try:
+                if given is not None:
+                    out[i] = as_lsf(given.lsf_for(spectra[i].meta) if hasattr(given, "lsf_for") else given)
+                else:
+                    out[i] = self._fixed if self._fixed is not None else as_lsf(self._lookup(spectra[i].meta))
+            except Exception as error:  # a user's own function raises what it likes
+                out[i] = error
+        return out
+
+    def _centered(self, lsf: LSF, spectrum: ObservedArrays, known: dict[tuple[int, Any], LSF]) -> tuple[LSF, str, bool]:
+        """LSF with the centre that it is to be used with, its name, and whether that mixes two definitions.
+
+        Spectra that share an LSF share what is ``known`` of it.
+        """
         definition = resolve_center(self.center, {"wavelength_center": lsf.center}, spectrum.meta)
         calibrated = spectrum.meta.get("wavelength_center")
         name = center_name(definition)
@@ -271,7 +292,8 @@ class RVMachine:
             calibrated is not None and "zero" not in (name, center_name(calibrated)) and name != center_name(calibrated)
         )
         if lsf.center != definition:
-            lsf = lsf.centered(definition)
+            key = id(lsf), definition
+            lsf = known[key] if key in known else known.setdefault(key, lsf.centered(definition))
         return lsf, name, mixed
 
     def _plan(
@@ -301,8 +323,11 @@ class RVMachine:
         if not group:
             return
         engine = self._engine(key)
+        for task in group:
+            self._uncertainties(task)
+        wanted = [t.modes is not None or t.wave is not None for t in group]
         try:
-            found = engine.find([t.pixels for t in group], [t.coefficients for t in group], self.cosmic_sigma)
+            found = engine.find([t.pixels for t in group], [t.coefficients for t in group], self.cosmic_sigma, wanted)
         except Exception:
             # one spectrum must not cost the others theirs
             found = [self._alone(engine, t) for t in group]
@@ -312,7 +337,8 @@ class RVMachine:
 
     def _alone(self, engine: VelocityEngine, task: _Task) -> Found | None:
         try:
-            return engine.find([task.pixels], [task.coefficients], self.cosmic_sigma)[0]
+            wanted = task.modes is not None or task.wave is not None
+            return engine.find([task.pixels], [task.coefficients], self.cosmic_sigma, [wanted])[0]
         except Exception as error:
             self._fail([task.row], RVFlag.FAILED, error)
             return None
@@ -407,35 +433,30 @@ class RVMachine:
         if not found.success:
             row["message"] = row["message"] or found.flags.reasons()
             return
-        try:
-            self._budget(task, found, engine)
-        except LamostLSFError as error:
-            row["message"] = f"{type(error).__name__}: {error}"
+        if task.modes is not None:
+            sensitivity = engine.sensitivity(found, self._lag_transform(found.best, engine))
+            row["rv_err_ip"] = ip_error(task.modes, sensitivity)
+        if task.wave is not None:
+            row["rv_err_wave"] = float(abs(found.influence.shares @ task.wave))
         errors = (row[k] for k in ("rv_err_scaled", "rv_err_ip", "rv_err_wave"))
         row["rv_err_total"] = math.sqrt(sum(e**2 for e in errors if math.isfinite(e)))
 
-    def _budget(self, task: _Task, found: Found, engine: VelocityEngine) -> None:
-        """Errors by the uncertainty of the LSF and of the wavelength solution."""
+    def _uncertainties(self, task: _Task) -> None:
+        """What is known of the errors of a spectrum's LSF and of its wavelengths."""
         family = self._families[task.row["window_low"], task.row["window_high"]]
-        modes = ip_error_modes(task.lsf, family, self._modes)
-        wave = wavelength_error(self.wavelength_error, task.spectrum, task.pixels)
-        if modes is None and wave is None:
-            return
-        spectrum = None
-        if modes is not None:
-            spectrum = self._on_grid(found.best, engine)
-        shares, sensitivity = engine.influence(found, task.pixels, task.coefficients, spectrum)
-        if modes is not None:
-            task.row["rv_err_ip"] = ip_error(modes, sensitivity)
-        if wave is not None:
-            task.row["rv_err_wave"] = float(abs(shares @ wave))
+        try:
+            task.modes = ip_error_modes(task.lsf, family, self._modes)
+            task.wave = wavelength_error(self.wavelength_error, task.spectrum, task.pixels)
+        except LamostLSFError as error:
+            task.row["message"] = f"{type(error).__name__}: {error}"
 
-    def _on_grid(self, template: int, engine: VelocityEngine) -> np.ndarray:
-        """A template on the grid of an engine, before any convolution."""
+    def _lag_transform(self, template: int, engine: VelocityEngine) -> np.ndarray:
+        """Of a template on the grid of an engine, before any convolution."""
         key = "template", id(engine.templates), template
         if key not in self._modes:
             grid, basis = engine.templates.grid, engine.templates.basis
-            self._modes[key] = (engine.templates, on_grid(self.templates[template], grid, basis.width)[0])
+            spectrum = on_grid(self.templates[template], grid, basis.width)[0]
+            self._modes[key] = (engine.templates, lag_transform(spectrum, basis.components.shape[1]))
         return self._modes[key][1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from scipy.fft import irfft, next_fast_len, rfft
 
 from lamost_lsf.convolution.basis import Coefficients
 from lamost_lsf.convolution.loggrid import FASTMATH, lagrange8
@@ -16,8 +17,10 @@ __all__ = [
     "combine",
     "component_weights",
     "coordinates",
+    "lag_transform",
     "lagrange8_derivative",
     "model_at",
+    "spread",
     "sums_at_lags",
 ]
 
@@ -150,20 +153,29 @@ def lagrange8_derivative(t):
 
 
 @njit(cache=True, error_model="numpy", fastmath=FASTMATH)
-def sums_at_lags(spectrum, position, shift, weights, first_lag, out):
-    """Weighted sums over pixels of a template (n_node,) at every lag: what a kernel's values would add."""
-    low, high = spectrum.size, -1
-    on_nodes = np.zeros(spectrum.size)
+def spread(position, shift, weights, out):
+    """Add pixels' weights (n,) to nodes (n_node,) by the shares with which a model at a shift is interpolated."""
     for j in range(position.size):
         q = position[j] - shift
         i = int(np.floor(q))
         share = lagrange8(q - i)
-        low, high = min(low, i - 3), max(high, i + 4)
-        for t in range(8):
-            on_nodes[i - 3 + t] += weights[j] * share[t]
-    for k in range(out.size):
-        lag = first_lag + k
-        total = 0.0
-        for i in range(max(low, lag), min(high + 1, spectrum.size + lag)):
-            total += on_nodes[i] * spectrum[i - lag]
-        out[k] = total
+        for t in range(max(0, 3 - i), min(8, out.size + 3 - i)):
+            out[i - 3 + t] += weights[j] * share[t]
+
+
+def lag_transform(spectrum: np.ndarray, n_lag: int) -> np.ndarray:
+    """What `sums_at_lags` needs of a template (n_node,)."""
+    return np.conj(rfft(spectrum, next_fast_len(spectrum.size + n_lag, real=True)))
+
+
+def sums_at_lags(transform: np.ndarray, on_nodes: np.ndarray, first_lag: int, n_lag: int) -> np.ndarray:
+    """Sums (n_lag,) of a template times weights on nodes (n_node,) at every lag: what a kernel's values would add.
+
+    Parameters
+    ----------
+    transform : ndarray
+        `lag_transform` of the template, for as many lags or more; they must include 0.
+    """
+    size = next_fast_len(on_nodes.size + n_lag, real=True)
+    sums = irfft(rfft(on_nodes, size) * transform, size)
+    return sums[np.arange(first_lag, first_lag + n_lag)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numba import njit
 
 from lamost_lsf.lsf import LSF, MeanLSF
 from lamost_lsf.models.base import _ModelLSF
@@ -13,8 +14,8 @@ from lamost_lsf.spline import quadrature_weights
 
 __all__ = ["sample_many", "zero_points_many"]
 
-#: Profiles that are evaluated at a time: some 40 MB of 600 samples each.
-_BLOCK = 8192
+#: Profiles that are evaluated at a time: some 10 MB of 600 samples each.
+_BLOCK = 2048
 
 
 def sample_many(requests: Sequence[tuple[LSF, np.ndarray]]) -> list[np.ndarray | Exception]:
@@ -93,12 +94,26 @@ def _sample_block(
     area = profiles @ quadrature_weights(first.offset)
     if not np.all(area > 0):
         raise ValueError("a profile has no positive area")
-    profiles = profiles / area[:, None]
     row = 0
     for i, (_, wavelength), (count, weights) in zip(members, requests, exposures, strict=True):
-        block = profiles[row : row + count * wavelength.size].reshape(count, wavelength.size, -1)
-        out[i] = block[0] if count == 1 else np.tensordot(weights, block, axes=1)
-        row += count * wavelength.size
+        end = row + count * wavelength.size
+        out[i] = np.empty((wavelength.size, profiles.shape[1]))
+        _mean_profiles(profiles[row:end], area[row:end], weights, out[i])
+        row = end
+
+
+@njit(cache=True, error_model="numpy")
+def _mean_profiles(profiles, area, weights, out):
+    """Mean (m, n) of exposures' profiles (n_exposure m, n) of unit area."""
+    m = out.shape[0]
+    for j in range(m):
+        share = weights[0] / area[j]
+        for k in range(out.shape[1]):
+            out[j, k] = share * profiles[j, k]
+        for e in range(1, weights.size):
+            share = weights[e] / area[e * m + j]
+            for k in range(out.shape[1]):
+                out[j, k] += share * profiles[e * m + j, k]
 
 
 def zero_points_many(

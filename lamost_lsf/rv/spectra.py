@@ -89,16 +89,15 @@ def cut(spectrum: ObservedArrays, low: float, high: float) -> tuple[Pixels, int,
     None where there is none.
     """
     w = spectrum.wavelength
-    first, last = np.searchsorted(w, (low, high))
-    first, last = _usable_range(spectrum.ivar, first, last + int(last < w.size and w[last] == high))
+    first, last = w.searchsorted(low), w.searchsorted(high, "right")
+    first, last, count, scale, snr = _summary(spectrum.flux, spectrum.ivar, first, last)
     if first == last:
         return None
-    flux, ivar = spectrum.flux[first:last], spectrum.ivar[first:last]
-    count, scale, snr = _summary(flux, ivar)
     square = scale**2
     if not (0.0 < square < np.inf):
         raise OverflowError(f"fluxes of order {scale:.0e} leave the range of double precision when squared")
-    return Pixels(w[first:last], flux / scale, ivar * square, scale), count, snr
+    flux, ivar = spectrum.flux[first:last] / scale, spectrum.ivar[first:last] * square
+    return Pixels(w[first:last], flux, ivar, scale), count, snr
 
 
 @njit(cache=True, error_model="numpy")
@@ -111,17 +110,17 @@ def _clean(flux, ivar, bad, new_flux, new_ivar):
 
 
 @njit(cache=True, error_model="numpy")
-def _usable_range(ivar, first, last):
+def _summary(flux, ivar, first, last):
+    """First and last usable pixel within limits, number of usable ones, median flux (absolute; 1 where that is 0) and
+    median signal-to-noise ratio.
+    """
     while first < last and not ivar[first] > 0.0:
         first += 1
     while last > first and not ivar[last - 1] > 0.0:
         last -= 1
-    return first, last
-
-
-@njit(cache=True, error_model="numpy")
-def _summary(flux, ivar):
-    """Number of usable pixels, median flux (absolute; 1 where that is 0) and median signal-to-noise ratio."""
+    if first == last:
+        return first, last, 0, 1.0, np.nan
+    flux, ivar = flux[first:last], ivar[first:last]
     size, snr = np.empty(flux.size), np.empty(flux.size)
     count = 0
     for j in range(flux.size):
@@ -130,7 +129,7 @@ def _summary(flux, ivar):
             snr[count] = abs(flux[j]) * np.sqrt(ivar[j])
             count += 1
     scale = np.median(size[:count])
-    return count, scale if scale > 0.0 else 1.0, np.median(snr[:count])
+    return first, last, count, scale if scale > 0.0 else 1.0, np.median(snr[:count])
 
 
 @njit(cache=True, error_model="numpy")
@@ -185,7 +184,9 @@ def _of_arrays(item: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
         raise ValueError("wavelengths must be positive and increase strictly")
     mask = getattr(item, "mask", None)
     bad = np.zeros(wavelength.size, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
-    return (*arrays, np.ascontiguousarray(np.broadcast_to(bad, wavelength.shape)))
+    if bad.shape != wavelength.shape:
+        bad = np.ascontiguousarray(np.broadcast_to(bad, wavelength.shape))
+    return (*arrays, bad)
 
 
 def _one_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from lamost_lsf.convolution.basis import Coefficients
 from lamost_lsf.rv.continuum import evaluate_continuum, fit_upper_continuum
 from lamost_lsf.rv.fine import FinePixels, Refined, Workspace
 from lamost_lsf.rv.minima import other_minima
+from lamost_lsf.rv.models import spread
 from lamost_lsf.rv.prepare import Pixels
 from lamost_lsf.rv.result import RVFlag
 from lamost_lsf.rv.trial import velocity_of_shift
@@ -20,7 +21,7 @@ from lamost_lsf.units import SPEED_OF_LIGHT
 if TYPE_CHECKING:
     from lamost_lsf.rv.engine import VelocityEngine
 
-__all__ = ["Found", "SpectrumState"]
+__all__ = ["Found", "Influence", "SpectrumState"]
 
 #: Drop of the chi-square (rescaled) that counts as lines: 5 sigma.
 SIGNIFICANT = 25.0
@@ -32,6 +33,22 @@ SECOND_STAR = 0.5
 SEARCH_ERROR = 0.02
 _GOOD = RVFlag(0)
 _NOTHING = np.empty(0)
+
+
+class Influence(NamedTuple):
+    """How a velocity depends on wavelengths and LSF.
+
+    Attributes
+    ----------
+    shares : ndarray (n,)
+        Weight of every pixel's wavelength: minus the change of the velocity by that, in km/s, of the pixel's. The sum
+        is 1.
+    on_nodes : ndarray (n_node,)
+        Change of the best shift (in nodes) by the model's values at the nodes of the templates.
+    """
+
+    shares: np.ndarray
+    on_nodes: np.ndarray
 
 
 @dataclass(slots=True)
@@ -59,6 +76,8 @@ class Found:
         Pixels that were fitted.
     shift : float
         Of the best model, in nodes.
+    influence : Influence or None
+        Where it was asked for and there is a velocity.
     """
 
     best: int
@@ -76,6 +95,7 @@ class Found:
     ivar: np.ndarray
     n_used: int
     shift: float
+    influence: Influence | None
 
     @property
     def success(self) -> bool:
@@ -96,8 +116,12 @@ class Found:
 class SpectrumState:
     """State of one spectrum while its velocity is looked for."""
 
-    def __init__(self, engine: VelocityEngine, pixels: Pixels, coefficients: Coefficients) -> None:
+    def __init__(
+        self, engine: VelocityEngine, pixels: Pixels, coefficients: Coefficients, influence: bool = False
+    ) -> None:
         self.engine, self.degree = engine, engine.degree
+        self._wanted: bool = influence
+        self.influence: Influence | None = None
         flux, ivar = pixels.flux, pixels.ivar
         if engine.continuum == "normalize":
             # data and errors over their own continuum; one scale stays free, for the continuum of a noisy spectrum
@@ -187,6 +211,8 @@ class SpectrumState:
             at_end = best.state == 2 or k in (0, row.size - 1)
             self.flags |= RVFlag.EDGE_OF_RANGE if at_end else RVFlag.NO_CONVERGENCE
         amplitude, gain, chi2, self.star = self.fine.significance(self.model)
+        if self._wanted and best.state == 0:
+            self.influence = self._influence()
         # the scale of the errors from a fit whose lines are as deep as the spectrum's, whatever the template's are
         if not (amplitude > 0 and gain > SIGNIFICANT * _scale(chi2, self.dof)):
             self.flags |= RVFlag.NO_SIGNAL
@@ -204,6 +230,13 @@ class SpectrumState:
         if depth >= SECOND_STAR * height:
             return
         self.doubtful = others[row[others] - row[k] < SECOND_STAR * height]
+
+    def _influence(self) -> Influence:
+        engine, fine = self.engine, self.fine
+        shares, weights = fine.influence(engine._values, self.best, self.at)
+        on_nodes = np.zeros(engine.templates.grid.size)
+        spread(fine.position, self.at, weights, on_nodes)
+        return Influence(shares, on_nodes)
 
     def compare_with_one_star(self, alone: np.ndarray) -> None:
         """Flag minima that are much lower than one star alone would make them."""
@@ -242,6 +275,7 @@ class SpectrumState:
             ivar=self.ivar,
             n_used=self.n_used,
             shift=self.at,
+            influence=self.influence,
         )
 
     def _as_good(self, other: Refined) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
@@ -54,9 +55,11 @@ def train(
     *,
     recipe: str = "expanded",
     settings: ExpandedSettings | PayneSettings | dict[str, Any] | None = None,
+    labels: Sequence[str] = (),
     fraction: float = 0.8,
     leave_out_line: int | None = None,
     leave_out_night: int | None = None,
+    leave_out_fiber: int | None = None,
     seed: int = 0,
     device: str = "auto",
     threads: int | None = 1,
@@ -75,12 +78,18 @@ def train(
         fibres and nights, trained on the likelihood of the native pixels, with the profile's uncertainty.
         "payne": the paper's (Liu et al. 2026, section 3), a network for 600 samples, trained on resampled profiles.
     settings : ExpandedSettings, PayneSettings or dict, optional
+    labels : sequence of str
+        Labels besides time, fibre and wavelength: ``("temperature",)``, say. Columns of the data's ``exposures``, which
+        must be known of every exposure. Whoever asks the model for a profile must then give them, too; see
+        `NeuralIP.with_labels`.
     fraction : float
         Share of the exposures that is trained on; the rest validates.
     leave_out_line : int, optional
         Number of a line that is left out of training and validation, to be evaluated on.
     leave_out_night : int, optional
         Number of a night (`lamost_lsf.time.night_number`) that is left out, likewise.
+    leave_out_fiber : int, optional
+        Number of a fibre that is left out, likewise.
     seed : int
     device : str
         "auto" takes a GPU where there is one.
@@ -112,23 +121,23 @@ def train(
     FormatError
         ``work`` holds checkpoints of another training.
     """
-    source = open_source(data)
+    if isinstance(labels, str) or len(set(labels)) != len(labels := tuple(labels)):
+        raise ValueError(f"labels must be different names in a tuple or list, got {labels!r}")
+    source = open_source(data, labels)
     settings = _settings(recipe, settings, seed)
     if threads is not None:
         torch.set_num_threads(threads)
     where = choose_device(device)
     train_index, validation = split_by_exposure(source.labels, fraction, seed=seed)
     keep = np.ones(len(source), dtype=bool)
-    if leave_out_line is not None:
-        if leave_out_line not in source.labels.line:
-            raise ValueError(f"no profile of line {leave_out_line}; there are {np.unique(source.labels.line).tolist()}")
-        keep &= source.labels.line != leave_out_line
-    if leave_out_night is not None:
-        if leave_out_night not in source.labels.night:
-            raise ValueError(
-                f"no profile of night {leave_out_night}; there are {np.unique(source.labels.night).tolist()}"
-            )
-        keep &= source.labels.night != leave_out_night
+    left_out = {"line": leave_out_line, "night": leave_out_night, "fiber": leave_out_fiber}
+    for name, number in left_out.items():
+        if number is None:
+            continue
+        given = getattr(source.labels, name)
+        if number not in given:
+            raise ValueError(f"no profile of {name} {number}; there are {np.unique(given).tolist()}")
+        keep &= given != number
     train_index, validation = train_index[keep[train_index]], validation[keep[validation]]
     if train_index.size < 50:
         raise ValueError(f"{train_index.size} profiles are too few to train on")
@@ -137,11 +146,15 @@ def train(
         work.mkdir(parents=True, exist_ok=True)
     medium = _label_medium(source)
     label_min, label_max, scaled = _scale(source.labels, medium)
-    identity = json.dumps([source.id, recipe, asdict(settings), fraction, leave_out_line, leave_out_night, seed])
+    parts = [source.id, recipe, asdict(settings), fraction, left_out, seed]
+    if labels:  # the same pixels may have been given other temperatures
+        parts += [labels, hashlib.sha256(np.ascontiguousarray(source.labels.extra)).hexdigest()]
+    identity = json.dumps(parts)
     history = History()
     common = {
         "label_min": label_min, "label_max": label_max, "label_medium": medium, "fiber_origin": 1,
         "offset": source.offset,
+        "extra_labels": dict(zip(labels, np.median(source.labels.extra[train_index], axis=0).tolist(), strict=True)),
     }  # fmt: skip
     meta = _provenance(source, recipe, settings, train_index, validation)
     if recipe == "payne":
@@ -225,9 +238,9 @@ def _label_medium(source: TrainingSource) -> str:
 
 
 def _scale(labels: Labels, medium: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Range of the labels (3,), (3,) and the labels scaled to [-0.5, 0.5] (n, 3)."""
+    """Range of the labels (3 + m,), (3 + m,) and the labels scaled to [-0.5, 0.5] (n, 3 + m)."""
     wavelength = vacuum_to_air(labels.wavelength) if medium == "air" else labels.wavelength
-    raw = np.stack([labels.lmjm, labels.fiber - 1.0, wavelength], axis=1)
+    raw = np.column_stack([labels.lmjm, labels.fiber - 1.0, wavelength, labels.extra])
     low, high = raw.min(axis=0), raw.max(axis=0)
     # a single exposure, fibre or line still needs a scale
     width = np.where(high > low, high - low, 1.0)

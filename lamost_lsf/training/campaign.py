@@ -66,8 +66,9 @@ class TrainingPlan:
     recipe : {"expanded", "payne"}
     settings : dict
         Those of the recipe's settings that differ from the default.
+    labels : tuple of str
     fraction : float
-    leave_out_line, leave_out_night : int or None
+    leave_out_line, leave_out_night, leave_out_fiber : int or None
     seed : int
     device : str
     threads : int or None
@@ -88,9 +89,11 @@ class TrainingPlan:
 
     recipe: str = "expanded"
     settings: dict[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
     fraction: float = 0.8
     leave_out_line: int | None = None
     leave_out_night: int | None = None
+    leave_out_fiber: int | None = None
     seed: int = 0
     device: str = "auto"
     threads: int | None = 1
@@ -109,9 +112,11 @@ class TrainingPlan:
         identity = {
             "recipe": self.recipe,
             "settings": settings,
+            "labels": self.labels,
             "fraction": self.fraction,
             "leave_out_line": self.leave_out_line,
             "leave_out_night": self.leave_out_night,
+            "leave_out_fiber": self.leave_out_fiber,
             "seed": self.seed,
         }
         return json.loads(json.dumps(identity))
@@ -211,10 +216,10 @@ def train_set(
         _remove(p for p in leftovers if p != own)
         began = time.perf_counter()
         trained, history = train(
-            profiles, recipe=plan.recipe, settings=dict(plan.settings), fraction=plan.fraction,
-            leave_out_line=plan.leave_out_line, leave_out_night=plan.leave_out_night, seed=plan.seed,
-            device=plan.device, threads=plan.threads, work=own, checkpoint_every=plan.checkpoint_every,
-            progress=progress,
+            profiles, recipe=plan.recipe, settings=dict(plan.settings), labels=plan.labels, fraction=plan.fraction,
+            leave_out_line=plan.leave_out_line, leave_out_night=plan.leave_out_night,
+            leave_out_fiber=plan.leave_out_fiber, seed=plan.seed, device=plan.device, threads=plan.threads,
+            work=own, checkpoint_every=plan.checkpoint_every, progress=progress,
         )  # fmt: skip
         trained.meta["training"] = {
             **plan.identity(),

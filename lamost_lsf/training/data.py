@@ -6,7 +6,7 @@ import itertools
 import os
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Labels:
         Local modified Julian minutes, fibre number, true vacuum wavelength in Angstrom.
     line, exposure : ndarray (n,)
         Number of the line in the instrument's list, and of the exposure.
+    extra : ndarray (n, m), optional
+        Further labels, from the exposures' headers.
     """
 
     lmjm: np.ndarray
@@ -36,12 +38,17 @@ class Labels:
     wavelength: np.ndarray
     line: np.ndarray
     exposure: np.ndarray
+    extra: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.extra is None:
+            object.__setattr__(self, "extra", np.empty((self.lmjm.size, 0)))
 
     def __len__(self) -> int:
         return self.lmjm.size
 
     def __getitem__(self, item: Any) -> Labels:
-        return Labels(*(getattr(self, name)[item] for name in ("lmjm", "fiber", "wavelength", "line", "exposure")))
+        return Labels(*(getattr(self, field.name)[item] for field in fields(self)))
 
     @property
     def night(self) -> np.ndarray:

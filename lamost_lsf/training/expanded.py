@@ -177,6 +177,9 @@ class ExpandedTrainer:
 
     def network_coefficients(self, index: np.ndarray, chunk: int = 65536) -> np.ndarray:
         """The network's part of the coefficients (n, K)."""
+        last = self.network[-1]
+        if not (torch.any(last.weight) or torch.any(last.bias)):  # not trained yet
+            return np.zeros((index.size, last.out_features))
         parts = []
         with torch.no_grad():
             for start in range(0, index.size, chunk):
@@ -351,9 +354,9 @@ class ExpandedTrainer:
         index = pool if first else pool[self._inliers(pool)]
         self.line_term = GroupTerm.zero(*self.line_term.values.shape)
         self.night_term = GroupTerm.zero(*self.night_term.values.shape)
-        if first:  # a quarter of the lines does for the first step
-            self.surface_term = self._fitted("surface", index[::4])
-        self.surface_term = self._fitted("surface", index)
+        for _ in range(2 if first else 1):
+            # to begin with, a quarter of the lines does, in two steps
+            self.surface_term = self._fitted("surface", index[::4] if first else index)
         # each takes what it can of what the others leave; where they overlap it needs a few turns
         for _ in range(SWEEPS):
             # an outlier can only be told by a model that knows the line: of a line fitted for the first time, anew

