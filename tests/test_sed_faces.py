@@ -186,6 +186,8 @@ def test_predict_writes_seds_and_goes_on_after_a_bad_file(model, folder, tmp_pat
 def test_choices_that_leave_nothing_are_refused(model, folder, tmp_path):
     with pytest.raises(CommandError, match="0 stars"):
         run("evaluate", model, folder, *LIBRARY, "--teff", 5000, 6000)
+    with pytest.raises(ValueError, match="0 of 80 spectra are whole and labelled"):
+        run("evaluate", model, folder, *LIBRARY, "--clean")
     with pytest.raises(CommandError, match="ends in"):
         run("train", folder, *LIBRARY, "-o", tmp_path / "model.npz")
     with pytest.raises(ValueError, match="no library"):

@@ -9,9 +9,18 @@ from hypothesis import strategies as st
 pytest.importorskip("sklearn")
 
 from lamost_lsf.errors import FormatError
+from lamost_lsf.sed.dust import deredden
 from lamost_lsf.sed.gaussian_process import MarginalLikelihood, SpectralGP, rmsae
+from lamost_lsf.sed.grids import INPUT_GRID, WavelengthGrid, normalize_flux
 from lamost_lsf.sed.libraries import Library, read_library
-from lamost_lsf.sed.libraries_check import SpectrumFlag, check_spectra, generate_spectra
+from lamost_lsf.sed.libraries_check import (
+    SpectrumFlag,
+    check_spectra,
+    clean_library,
+    generate_spectra,
+    generated_set,
+)
+from lamost_lsf.sed.preparation import prepare_set
 
 WAVE = np.linspace(4000.0, 7000.0, 40)
 
@@ -251,6 +260,22 @@ def test_faults_are_named():
         check_spectra(library(flux, labels), margin=0.5)
 
 
+def test_a_library_is_cleaned_of_abnormal_seds():
+    labels, flux = make(120, 0.004)
+    w = np.linspace(4000.0, 7000.0, 1200)
+    full = np.stack([np.interp(w, WAVE, row) for row in flux])
+    full[7] *= 1 + 0.5 * (w - 5556) / 3000
+    full[8, 600:620] *= 0.5
+    stars = Library("made", library(flux, labels).table, w, full)
+    kept, table = clean_library(stars, grid=WavelengthGrid(100, 4100, 6900))
+    names = [str(name) for name in table["name"]]
+    assert {"s7", "s8"} <= set(names) - set(kept.table["name"])
+    assert len(kept) >= 114
+    assert kept.wavelength.size == 1200
+    with pytest.raises(ValueError, match="band"):
+        clean_library(stars, grid=WavelengthGrid(100, 7500, 9000))
+
+
 def test_generated_spectra_are_those_of_the_labels():
     labels, flux = make(150, 0.005)
     gp = SpectralGP(labels, WAVE, flux)
@@ -263,6 +288,70 @@ def test_generated_spectra_are_those_of_the_labels():
     assert np.median(rmsae(made.flux[inside], truth[inside])) < 0.02
     with pytest.raises(ValueError, match="no star of library made"):
         generate_spectra(gp, library(np.ones((2, WAVE.size)), np.full((2, 3), np.nan)))
+
+
+def test_generated_sets_have_inputs_of_the_labels_and_seds_of_the_stars():
+    grid, out = WavelengthGrid(300, 4300, 6700), WavelengthGrid(60, 4200, 7100)
+    rng = np.random.default_rng(2)
+    labels = draw_labels(150, rng)
+
+    def lines(labels, wavelength, dust=0.0):
+        t = (labels[:, :1] - 7000) / 1500
+        slope = (wavelength / 5556) ** (-t + dust)
+        return slope * (1 - (0.4 + 0.1 * t) * np.exp(-0.5 * ((wavelength - 5000) / 20) ** 2))
+
+    gp = SpectralGP(labels, grid.wavelength, lines(labels, grid.wavelength) * (1 + 0.002 * rng.normal(size=(150, 1))))
+    new = draw_labels(12, rng)
+    new[3, 0], new[7, 0] = np.nan, 60000.0  # no label, and none like it in the training set
+    w = np.arange(4100.0, 7000.0)
+    coarse = Library(
+        "coarse", Table({"name": [f"c{i}" for i in range(12)], "type": ["F"] * 12}), w, np.ones((12, w.size))
+    )
+    table = coarse.table.copy()
+    for key, column in zip(("teff", "logg", "feh"), new.T, strict=True):
+        table[key] = column
+    seds = Library("coarse", table, w, 1e-14 * lines(np.nan_to_num(new, nan=7000), w, dust=0.3))
+    made = generated_set(gp, seds, input_grid=grid, output_grid=out)
+    assert list(made.labels["name"]) == [f"c{i}" for i in range(12) if i not in (3, 7)]
+    kept = new[[i for i in range(12) if i not in (3, 7)]]
+    # inputs come from the labels, and know nothing of the slope of the observed spectra
+    expected = normalize_flux(lines(kept, grid.wavelength))[0]
+    assert np.abs(normalize_flux(made.flux)[0] / expected - 1).max() < 0.02
+    assert np.isnan(made.sed[:, out.wavelength > 7000]).all()
+    known = (out.wavelength > 5500) & (out.wavelength < 6800)
+    true = (out.wavelength[known] / 5556) ** (-(kept[:, :1] - 7000) / 1500 + 0.3)
+    np.testing.assert_allclose(made.sed[:, known] / true, 1.0, atol=0.01)
+    with pytest.raises(ValueError, match="not on the input grid"):
+        generated_set(gp, seds, input_grid=WavelengthGrid(400, 4300, 6700), output_grid=out)
+    normal = SpectralGP(labels, grid.wavelength, normalize_flux(lines(labels, grid.wavelength))[0])
+    with pytest.raises(ValueError, match="normalised"):
+        generated_set(normal, seds, input_grid=grid, output_grid=out)
+    with pytest.raises(ValueError, match="lies within the labels"):
+        generated_set(gp, seds[[7]], input_grid=grid, output_grid=out)
+    with pytest.raises(ValueError, match="not positive"):
+        generated_set(gp, seds._replace(flux=seds.flux * np.where(w > 6000, -1, 1)), input_grid=grid, output_grid=out)
+
+
+@settings(max_examples=20, deadline=None)
+@given(ebv=st.floats(0, 1), r_v=st.floats(2.5, 5.5))
+def test_dust_is_taken_off_as_it_was_put_on(ebv, r_v):
+    """By the law's own E(B-V): (B - V) of a flat spectrum changes by it."""
+    law = pytest.importorskip("dust_extinction.parameter_averages").G23(Rv=r_v)
+    import astropy.units as u
+
+    w = np.linspace(3500.0, 9500.0, 50)
+    stars = Library(
+        "dusty", Table({"name": ["a", "b", "c"], "ebv": [ebv, 0.0, np.nan]}), w,
+        np.stack([law.extinguish(w * u.AA, Ebv=ebv) if ebv > 0 else np.ones(50), np.ones(50), np.ones(50)]),
+    )  # fmt: skip
+    clean = deredden(stars, r_v)
+    assert clean.table["name"].tolist() == ["a", "b"]
+    np.testing.assert_allclose(clean.flux, 1.0, rtol=1e-9)
+    assert np.all(clean.table["ebv"] == 0)
+    with pytest.raises(ValueError, match="already"):
+        deredden(clean)
+    with pytest.raises(ValueError, match="no star"):
+        deredden(stars[[2]])
 
 
 # -- MILES --------------------------------------------------------------------------------------------------------
@@ -339,15 +428,8 @@ def test_planted_faults_are_flagged_and_good_spectra_kept(miles, checked, fault)
 
 def test_calspec_stars_are_predicted_from_miles(data_dir, checked):
     """Another telescope, other labels: SEDs of HST within 10 %, most within 5, once the dust is taken off."""
-    law = pytest.importorskip("dust_extinction.parameter_averages").G23(Rv=3.1)
-    import astropy.units as u
-
-    stars = read_library("calspec", data_dir / "sed/calspec").select(teff=(5000, 9750))
-    dust = np.stack(
-        [law.extinguish(stars.wavelength * u.AA, Ebv=ebv) if ebv > 0 else np.ones(stars.wavelength.size)
-         for ebv in stars.table["ebv"]]
-    )  # fmt: skip
-    clean = Library("calspec", stars.table, stars.wavelength, stars.flux / dust, fwhm=stars.fwhm)
+    pytest.importorskip("dust_extinction")
+    clean = deredden(read_library("calspec", data_dir / "sed/calspec").select(teff=(5000, 9750)))
     gp = checked[1]
     observed = scaled(clean.degrade(gp.wavelength, resolving_power=200))
     made = generate_spectra(gp, observed)
@@ -357,3 +439,24 @@ def test_calspec_stars_are_predicted_from_miles(data_dir, checked):
     assert np.mean(score < 0.05) > 0.85
     assert score.max() < 0.1
     assert not np.any(made.table["outside"])
+
+
+def test_calspec_inputs_made_from_labels_look_like_calspec(data_dir, checked):
+    """What can be seen of the lines at STIS' resolution agrees, in a set that is ready to evaluate."""
+    pytest.importorskip("dust_extinction")
+    good = np.asarray(checked[0]["name"])[np.asarray(checked[0]["good"])]
+    stars = read_library("miles", data_dir / "templates/miles").select(teff=(5000, 9750))
+    stars = stars[np.isin(np.asarray(stars.table["name"]), good)]
+    out = WavelengthGrid(200, 3600, 7350)
+    train = prepare_set(stars, output_grid=out, input_fwhm=lambda w: np.maximum(2.5, w / 2000))
+    gp = SpectralGP(stars.labels, INPUT_GRID.wavelength, train.flux)
+    calspec = deredden(read_library("calspec", data_dir / "sed/calspec").select(teff=(5000, 9750)))
+    made = generated_set(gp, calspec, output_grid=out)
+    assert len(made) == 46
+    # at R = 200 the inputs' own slope is that of the SEDs, made of other light
+    pixels = out.select(4200, 6800)
+    coarse = Library("made", made.labels, INPUT_GRID.wavelength, made.flux).degrade(
+        out.spectral_axis, resolving_power=200
+    )
+    flux = coarse.flux / coarse.flux[:, out.select(5526, 5586)].mean(1, keepdims=True)
+    assert np.median(rmsae(flux[:, pixels], made.sed[:, pixels])) < 0.03

@@ -216,7 +216,7 @@ def test_an_error_of_the_velocity_shifts_lines():
 
 def test_dust_reddens_the_input_and_not_the_sed():
     pytest.importorskip("dust_extinction")
-    from lamost_lsf.sed.augmentation import extinction_curve
+    from lamost_lsf.sed.dust import extinction_curve
 
     # E(B-V) is what it says, at about the effective wavelengths of B and V, and more dust is redder
     b, v = extinction_curve(np.array([4400.0, 5500.0]))

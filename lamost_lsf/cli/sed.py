@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
             "-o sed.safetensors\n"
             "  lamost-lsf sed evaluate sed.safetensors redrock/ --library redrock --types AFG --positive\n"
             "  lamost-lsf sed finetune sed.safetensors miles/ --library miles --teff 5000 9750 --fwhm 2.5 "
-            "-o miles.safetensors\n"
+            "--clean -o miles.safetensors\n"
             "  lamost-lsf sed predict miles.safetensors spec-*.fits.gz -o seds.fits"
         ),
     )
@@ -65,6 +65,10 @@ def _add_library(parser: argparse.ArgumentParser, test_share: float) -> None:
     group.add_argument("--teff", metavar=("LOW", "HIGH"), type=float, nargs=2, help="effective temperatures to keep, K")
     group.add_argument("--ebv", metavar="X", type=float, help="largest E(B-V) to keep")
     group.add_argument("--positive", action="store_true", help="drop stars whose flux is not positive in the ranges")
+    group.add_argument(
+        "--clean", action="store_true",
+        help="drop stars that are unlike what their labels predict, by a Gaussian process (needs scikit-learn)",
+    )  # fmt: skip
     group.add_argument(
         "--fwhm", metavar="X", type=float,
         help="bring inputs to FWHM = max(X, wavelength / R), Angstrom; for libraries coarser than the input's R",
@@ -170,6 +174,11 @@ def _spectra(args: argparse.Namespace, input_grid: Any, output_grid: Any) -> tup
     if args.positive and len(library):
         low = max(min(input_grid.start, output_grid.start), library.wavelength[0])
         library = library[library.positive(low, max(input_grid.stop, output_grid.stop))]
+    if args.clean and len(library):
+        from lamost_lsf.sed import clean_library
+
+        library, table = clean_library(library, grid=output_grid)
+        note(f"{len(library)} of {len(table)} stars are normal")
     if len(library) < 2:
         raise CommandError(f"{len(library)} stars of library {args.library} are left by these choices")
     options = {}

@@ -11,6 +11,7 @@ from typing import Any
 
 from lamost_lsf.sed.domain import Domain
 from lamost_lsf.sed.download import download_library
+from lamost_lsf.sed.dust import deredden
 from lamost_lsf.sed.flatfield import FlatFieldCube, StandardStars, fit_flat_field, flat_field_precision
 from lamost_lsf.sed.gaussian_process import GPPrediction, SpectralGP, rmsae
 from lamost_lsf.sed.grids import (
@@ -26,7 +27,13 @@ from lamost_lsf.sed.grids import (
 )
 from lamost_lsf.sed.inputs import InputSpectrum, input_vector
 from lamost_lsf.sed.libraries import Library, read_library
-from lamost_lsf.sed.libraries_check import SpectrumFlag, check_spectra, generate_spectra
+from lamost_lsf.sed.libraries_check import (
+    SpectrumFlag,
+    check_spectra,
+    clean_library,
+    generate_spectra,
+    generated_set,
+)
 from lamost_lsf.sed.optimum import LinearFamily
 from lamost_lsf.sed.preparation import SpectralSet, convolve_library, prepare_set
 
@@ -56,10 +63,13 @@ __all__ = [
     "SpectrumFlag",
     "StandardStars",
     "check_spectra",
+    "clean_library",
+    "deredden",
     "download_library",
     "fit_flat_field",
     "flat_field_precision",
     "generate_spectra",
+    "generated_set",
     "rmsae",
     "BANDS",
     "CONTINUUM_WINDOW",

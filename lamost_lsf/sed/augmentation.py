@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import astropy.units as u
 import numpy as np
 import torch
 from torch.nn import functional
 
+from lamost_lsf.sed.dust import extinction_curve
 from lamost_lsf.sed.grids import CONTINUUM_WINDOW
 from lamost_lsf.sed.preparation import SpectralSet
 
-__all__ = ["Augmentation", "Augmenter", "extinction_curve"]
+__all__ = ["Augmentation", "Augmenter"]
 
 
 @dataclass(frozen=True)
@@ -58,27 +58,6 @@ class Augmentation:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.smooth > 1:
             raise ValueError(f"smooth must be at most 1, got {self.smooth}")
-
-
-def extinction_curve(wavelength: np.ndarray, r_v: float = 3.1) -> np.ndarray:
-    """A(wavelength) / E(B-V), by the Milky Way's mean curve of Gordon et al. 2023 (`dust_extinction`).
-
-    Parameters
-    ----------
-    wavelength : ndarray (n,), Angstrom, vacuum
-    r_v : float
-        A(V) / E(B-V), 2.3 to 5.6.
-
-    Raises
-    ------
-    ImportError
-        `dust_extinction` is not installed.
-    """
-    try:
-        from dust_extinction.parameter_averages import G23
-    except ImportError as error:
-        raise ImportError("reddening needs dust_extinction: pip install dust_extinction") from error
-    return np.asarray(G23(Rv=r_v)(np.asarray(wavelength) * u.AA)) * r_v
 
 
 class Augmenter:

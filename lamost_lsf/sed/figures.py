@@ -83,6 +83,7 @@ def plot_residual_curves(residuals: Residuals, figure: Figure | None = None) -> 
             left.plot(w, curve["median"], color=color, lw=1.2, label=_snr_name(snr))
             right.plot(w, curve["scatter"], color=color, lw=1.2)
             right.plot(w, curve["sigma"], color=color, lw=0.9, ls="--")
+            ends = (w[0], w[-1])
         left.axhline(0, color="0.6", lw=0.6, zorder=0)
         left.set_ylabel(f"{group}: median")
         right.set_ylabel(r"1 $\sigma$ (dashed: predicted)")
@@ -92,6 +93,7 @@ def plot_residual_curves(residuals: Residuals, figure: Figure | None = None) -> 
     axes[0, 0].legend(frameon=False, fontsize="small")
     for ax in axes[-1]:
         ax.set_xlabel(_LABEL)
+        ax.set_xlim(ends)  # of what is known, not of the bands
     return figure
 
 
@@ -107,10 +109,13 @@ def plot_error_comparison(
     wavelength : sequence of float
         Vacuum Angstrom; those outside the known range are left out. A colour each; a marker a class and SNR.
     """
+    from matplotlib.lines import Line2D
+
     ax = _new_axes(ax)
     groups, levels = _levels(residuals)
     markers = "osD^vP*X<>"
-    extremes = []
+    extremes: list[float] = []
+    shapes: dict[str, str] = {}
     for g, group in enumerate(groups):
         for s, snr in enumerate(levels):
             curve = residuals.select(group, snr).by_wavelength()
@@ -121,10 +126,9 @@ def plot_error_comparison(
                 k = int(np.argmin(np.abs(w - at)))
                 x, y = curve["scatter"][k], curve["sigma"][k]
                 extremes += [x, y]
-                ax.plot(
-                    x, y, markers[(g * levels.size + s) % len(markers)], color=color, ms=5,
-                    label=rf"{at:.0f} $\mathrm{{\AA}}$" if g == s == 0 else None,
-                )  # fmt: skip
+                marker = markers[(g * levels.size + s) % len(markers)]
+                ax.plot(x, y, marker, color=color, ms=5, label=rf"{at:.0f} $\mathrm{{\AA}}$" if g == s == 0 else None)
+                shapes[f"{group}, {_snr_name(snr)}"] = marker
     if not extremes:
         raise ValueError(f"none of the wavelengths {list(wavelength)} lies where SEDs are known")
     ends = np.array([0.7 * min(extremes), 1.4 * max(extremes)])
@@ -132,7 +136,13 @@ def plot_error_comparison(
     ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     ax.set_xlabel(r"1 $\sigma$ of the residuals")
     ax.set_ylabel("median predicted error")
-    ax.legend(frameon=False, fontsize="small")
+    colors = ax.legend(frameon=False, fontsize="small", loc="upper left")
+    if len(shapes) > 1:
+        ax.add_artist(colors)
+        handles = [
+            Line2D([], [], ls="none", marker=marker, color="0.3", ms=5, label=name) for name, marker in shapes.items()
+        ]
+        ax.legend(handles=handles, frameon=False, fontsize="x-small", loc="lower right")
     return ax
 
 

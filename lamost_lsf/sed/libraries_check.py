@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 import numpy as np
 from astropy.table import Table
 from scipy.ndimage import median_filter
 
 from lamost_lsf.sed.gaussian_process import SpectralGP, rmsae
+from lamost_lsf.sed.grids import INPUT_GRID, OUTPUT_GRID, WavelengthGrid, moving_average, scale_sed
 from lamost_lsf.sed.libraries_base import Library
+from lamost_lsf.sed.preparation import SpectralSet, same_star
 
-__all__ = ["SpectrumFlag", "check_spectra", "generate_spectra"]
+__all__ = ["SpectrumFlag", "check_spectra", "clean_library", "generate_spectra", "generated_set"]
 
 
 class SpectrumFlag(enum.IntFlag):
@@ -51,6 +54,62 @@ def generate_spectra(gp: SpectralGP, library: Library, *, name: str | None = Non
     table["gp_error"] = np.median(prediction.error / np.abs(prediction.flux), axis=1)
     meta = {"reference": "predicted by a Gaussian process from labels", "source": library.name, "flux_unit": ""}
     return Library(name or f"{library.name}-gp", table, gp.wavelength, prediction.flux, meta=meta)
+
+
+def generated_set(
+    gp: SpectralGP,
+    library: Library,
+    *,
+    input_grid: WavelengthGrid = INPUT_GRID,
+    output_grid: WavelengthGrid = OUTPUT_GRID,
+) -> SpectralSet:
+    """Stars whose own spectra are too coarse for the input: inputs from their labels, SEDs observed (appendix C).
+
+    Parameters
+    ----------
+    gp : SpectralGP
+        From labels to scaled flux (not divided by its continuum: noise comes before that) at the input's resolution on
+        ``input_grid``; `prepare_set` of MILES gives the spectra to train it with.
+    library : Library
+        Dereddened (`deredden`), such as CALSPEC or NGSL. Stars without labels, or whose labels lie outside those of
+        ``gp``, are left out.
+    input_grid, output_grid : WavelengthGrid
+        Where the library does not reach, SEDs are NaN.
+
+    Returns
+    -------
+    SpectralSet
+        To evaluate or to fine-tune with; labels are those of `generate_spectra`.
+
+    Raises
+    ------
+    ValueError
+        A ``gp`` on another grid or of normalised spectra, no star that can be used, SEDs that are not positive.
+    """
+    if gp.wavelength.shape != input_grid.wavelength.shape or not np.allclose(gp.wavelength, input_grid.wavelength):
+        raise ValueError(f"the Gaussian process is not on the input grid {input_grid}")
+    if np.median(np.abs(moving_average(gp.flux) - 1.0)) < 0.01:
+        raise ValueError("the Gaussian process is of normalised spectra; train it with scaled ones (SpectralSet.flux)")
+    made = generate_spectra(gp, library)
+    inside = ~np.asarray(made.table["outside"], dtype=bool)
+    stars = library[library.labelled][inside]
+    if not len(stars):
+        raise ValueError(f"no star of library {library.name} lies within the labels of the Gaussian process")
+    sed = stars.degrade(output_grid.spectral_axis, resolving_power=output_grid.resolving_power).flux
+    sed, _ = scale_sed(sed, output_grid)
+    negative = (sed <= 0).any(axis=1)
+    if negative.any():
+        raise ValueError(
+            f"{negative.sum()} of {len(stars)} SEDs of library {library.name} have flux that is not positive"
+        )
+    kind = np.array([str(name)[:1] or "all" for name in stars.table["type"]])
+    # the SED tells stars apart; pixels that are missing in one tell nothing
+    common = np.isfinite(sed).all(axis=0)
+    star = same_star(sed[:, common], np.asarray(stars.table["name"]))
+    return SpectralSet(
+        made.flux[inside].astype(np.float32), sed.astype(np.float32), star, kind, input_grid, output_grid,
+        made.table[inside],
+    )  # fmt: skip
 
 
 def check_spectra(
@@ -130,6 +189,39 @@ def check_spectra(
     table["rmsae"], table["spike"], table["spike_wavelength"] = score, size, where
     table["novelty"], table["flag"], table["good"] = novelty, flag, flag == 0
     return table, gp
+
+
+def clean_library(library: Library, *, grid: WavelengthGrid = OUTPUT_GRID, **options: Any) -> tuple[Library, Table]:
+    """Stars of a library whose SEDs are normal: degraded to a SED's grid, scaled, and judged by `check_spectra`.
+
+    Parameters
+    ----------
+    library : Library
+        At its own resolution.
+    grid : WavelengthGrid
+        On which SEDs are judged, where all stars are known.
+    **options
+        Of `check_spectra`.
+
+    Returns
+    -------
+    library : Library
+        The normal stars.
+    table : `~astropy.table.Table`
+        Of `check_spectra`, for all stars.
+
+    Raises
+    ------
+    ValueError
+        Of `check_spectra`; no pixel of the grid at which most stars are known.
+    """
+    low = library.degrade(grid.spectral_axis, resolving_power=grid.resolving_power)
+    flux, _ = scale_sed(low.flux, grid)
+    known = np.isfinite(flux).mean(axis=0) > 0.9
+    if not known.any():
+        raise ValueError(f"library {library.name} reaches no pixel of {grid}")
+    table, _ = check_spectra(Library(library.name, library.table, grid.wavelength[known], flux[:, known]), **options)
+    return library[np.asarray(table["good"])], table
 
 
 def _judge(
