@@ -97,7 +97,9 @@ def test_noise_is_relative_and_as_large_as_its_snr_says(snr, seed):
     brighter, _ = noisy_inputs(dataclasses.replace(spectra, flux=1000 * spectra.flux), snr, seed=seed)
     np.testing.assert_allclose(brighter, flux, rtol=1e-5)
     clean = sed.normalize_flux(spectra.flux)[0]
-    assert robust_scatter((flux / clean - 1).ravel()) * snr == pytest.approx(np.sqrt(1 - 1 / 51), rel=0.03)
+    assert robust_scatter((flux / clean - 1).ravel()) * snr == pytest.approx(
+        np.sqrt(1 - 1 / 51), rel=0.07
+    )  # six times the sampling error
     assert np.all(error == 1 / snr)
 
 
