@@ -11,6 +11,8 @@ from lamost_lsf.sed.libraries_base import Library
 
 __all__ = ["deredden", "extinction_curve"]
 
+__doctest_requires__ = {"deredden": ["dust_extinction"]}
+
 
 def extinction_curve(wavelength: np.ndarray, r_v: float = 3.1) -> np.ndarray:
     """A(wavelength) / E(B-V), by the Milky Way's mean curve of Gordon et al. 2023 (`dust_extinction`).
