@@ -143,9 +143,10 @@ def test_evaluate_reports_by_class_and_snr(model, folder, tmp_path, capsys):
 
 def test_finetune_makes_an_ensemble(model, folder, tmp_path):
     path = tmp_path / "tuned.safetensors"
-    assert run("finetune", model, folder, *LIBRARY, "-o", path, "--epochs", 1, "--ensemble", 2) == 0
+    assert run("finetune", model, folder, *LIBRARY, "-o", path, "--epochs", 1, "--ensemble", 2, "--quantiles", 1) == 0
     tuned = sed.SEDModel.read(path)
     assert len(tuned.networks) == 2
+    assert set(Table.read(path.with_suffix(".history.ecsv"))["phase"]) == {"finetune", "quantiles"}
     assert sorted(set(Table.read(path.with_suffix(".history.ecsv"))["network"])) == [0, 1]
 
 

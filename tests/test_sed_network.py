@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import astropy.units as u
@@ -86,6 +87,30 @@ def test_the_loss_is_the_likelihood_of_equation_17():
     weight[1, 2:5] = 1
     value = sed.relative_likelihood_loss(*(torch.tensor(a) for a in (predicted, sigma, true, weight)))
     assert float(value) == pytest.approx(expected[1, 2:5].mean())
+
+
+def test_the_quantile_loss_is_least_at_the_median_and_68_percent():
+    # a skew distribution of wide tails, known by its quantiles; the likelihood's optimum is far away from these
+    rng = np.random.default_rng(3)
+    target = torch.as_tensor(2.0 * np.exp(0.2 * rng.standard_t(2, 40_000) + 0.1 * rng.exponential(size=40_000)))
+    log_sed, log_sigma = torch.zeros((), requires_grad=True), torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.Adam([log_sed, log_sigma], lr=0.05)
+    for step in range(600):
+        optimizer.param_groups[0]["lr"] = 0.05 * 0.99**step
+        optimizer.zero_grad()
+        one = torch.ones_like(target)
+        sed.relative_quantile_loss(log_sed.exp() * one, log_sigma.exp() * one, target).backward()
+        optimizer.step()
+    best = float(log_sed.detach().exp())
+    assert np.mean(target.numpy() < best) == pytest.approx(0.5, abs=0.005)
+    inside = np.abs(best / target.numpy() - 1) < float(log_sigma.detach().exp())
+    assert inside.mean() == pytest.approx(0.6827, abs=0.005)
+    # pixels of weight 0 do not count
+    two = torch.tensor([[1.0, 9.0]], dtype=torch.float64)
+    weighted = sed.relative_quantile_loss(two, 0.1 * two, 1.1 * one[:2][None], torch.tensor([[1.0, 0.0]]))
+    assert float(weighted) == pytest.approx(
+        float(sed.relative_quantile_loss(two[:, :1], 0.1 * two[:, :1], 1.1 * one[:1][None]))
+    )
 
 
 def test_sigma_is_positive_and_finite_whatever_the_input():
@@ -310,6 +335,38 @@ def test_fine_tuning_uses_the_part_of_a_sed_that_is_known(trained):
     )
     with pytest.raises(ValueError, match="grids"):
         sed.finetune(model, wrong)
+
+
+def test_the_last_stage_makes_errors_that_hold_68_percent_and_keeps_features(trained):
+    model, _ = trained
+    stars = sed_stars.spectra(60)
+    wrong = sed.SEDModel.ensemble([model])
+    wrong.networks = [copy.deepcopy(model.networks[0])]
+    with torch.no_grad():
+        wrong.networks[0].log_sigma.bias += 1.0  # errors 2.7 times too large, and a tilted SED
+        wrong.networks[0].sed.bias += 0.05
+    flux, _ = noisy_inputs(stars, 30.0)
+    before = wrong.networks[0].latent(torch.as_tensor(flux, dtype=torch.float32)).detach()
+    off = sed.evaluate(wrong, stars, (30.0,))
+    assert np.mean(np.abs(off.residual) < off.sigma) > 0.85
+    assert abs(np.mean(off.residual > 0) - 0.5) > 0.1
+    settings = dataclasses.replace(QUICK, epochs=60, learning_rate=3e-3, validation=0.0)
+    fitted, history = sed.fit_quantiles(wrong, stars, settings)
+    assert set(history.to_table()["phase"]) == {"quantiles"}
+    after = fitted.networks[0].latent(torch.as_tensor(flux, dtype=torch.float32)).detach()
+    assert torch.equal(before, after)
+    r = sed.evaluate(fitted, stars, QUICK.augmentation.snr, repeats=3)
+    assert np.mean(np.abs(r.residual) < r.sigma) == pytest.approx(0.6827, abs=0.06)
+    assert abs(np.mean(r.residual > 0) - 0.5) < 0.04
+    # the model that it began from is as it was, and all weights can be trained again
+    again = sed.evaluate(wrong, stars, (30.0,))
+    np.testing.assert_array_equal(again.residual, off.residual)
+    assert all(p.requires_grad for p in fitted.networks[0].parameters())
+    other = sed.WavelengthGrid(60, 4200, 7500)
+    known = stars.output_grid.wavelength >= other.wavelength[0]
+    part = dataclasses.replace(stars, output_grid=other, sed=stars.sed[:, known][:, -len(other) :])
+    with pytest.raises(ValueError, match="grids"):
+        sed.fit_quantiles(model, part)
 
 
 def test_settings_are_checked():

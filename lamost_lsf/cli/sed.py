@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,10 @@ def _add_training(parser: argparse.ArgumentParser, epochs: float, batch: int, ra
     group.add_argument("--smooth", metavar="X", type=float, default=0.0, help="width of the smoothed bootstrap, 0-1")
     group.add_argument("--reddening", metavar="X", type=float, default=0.0, help="largest E(B-V) put before inputs")
     group.add_argument("--validation", metavar="X", type=float, default=0.0, help="share of the stars to validate on")
+    group.add_argument(
+        "--quantiles", metavar="X", type=float, default=0.0,
+        help="passes of a last stage that makes SEDs medians and errors hold 68 %% of the residuals (default: none)",
+    )  # fmt: skip
     group.add_argument("--ensemble", metavar="N", type=int, default=1, help="networks (default: 1)")
     group.add_argument("--compile", action="store_true", help="compile the network first (needs a C++ compiler)")
     group.add_argument("--seed", metavar="N", type=int, default=0)
@@ -196,7 +201,7 @@ def _spectra(args: argparse.Namespace, input_grid: Any, output_grid: Any) -> tup
 
 
 def _train(args: argparse.Namespace) -> int:
-    from lamost_lsf.sed import Augmentation, SEDModel, TrainSettings, WavelengthGrid, finetune, pretrain
+    from lamost_lsf.sed import Augmentation, SEDModel, TrainSettings, WavelengthGrid, finetune, fit_quantiles, pretrain
 
     if Path(args.output).suffix != ".safetensors":
         raise CommandError(f"{args.output}: a model file ends in .safetensors")
@@ -241,6 +246,10 @@ def _train(args: argparse.Namespace) -> int:
                 snr_range=base.snr_range, teff_range=base.teff_range, meta=base.meta,
             )  # fmt: skip
             model, history = finetune(one, train, settings, **options)
+        if args.quantiles > 0:
+            last = replace(settings, epochs=args.quantiles, batch_size=128, learning_rate=2e-3)
+            model, more = fit_quantiles(model, train, last, device=args.device, progress=bars)
+            history.rows += more.rows
         models.append((model, checkpoint))
         rows.append(history)
     bars.close()

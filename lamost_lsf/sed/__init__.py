@@ -50,9 +50,11 @@ _NEEDS_TORCH = {
     "UaRANet": "network",
     "evaluate": "evaluation",
     "finetune": "training",
+    "fit_quantiles": "training",
     "predict": "prediction",
     "pretrain": "training",
     "relative_likelihood_loss": "network",
+    "relative_quantile_loss": "network",
     "summarize": "evaluation",
 }
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["Architecture", "UaRANet", "relative_likelihood_loss"]
+__all__ = ["Architecture", "UaRANet", "relative_likelihood_loss", "relative_quantile_loss"]
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,10 @@ class UaRANet(nn.Module):
             self.log_sigma.weight *= 0.1
             self.log_sigma.bias.fill_(-2.0)
 
+    def last_layers(self) -> list[nn.Module]:
+        """The SED's last layer and the uncertainty branch: what makes answers of features, and no feature."""
+        return [self.sed, self.noise, self.error, self.log_sigma]
+
     def latent(self, flux: torch.Tensor) -> torch.Tensor:
         """Z (n, n_latent) of normalised spectra (n, n_input) (Eq. 7)."""
         x = ((flux - 1.0) / self.input_scale)[:, None, None, :].to(memory_format=torch.channels_last)
@@ -243,6 +247,36 @@ def relative_likelihood_loss(
     """
     residual = (sed - target) / target
     terms = 0.5 * (residual / sigma) ** 2 + torch.log(sigma)
+    if weight is None:
+        return terms.mean(-1) if per_spectrum else terms.mean()
+    if per_spectrum:
+        return (terms * weight).sum(-1) / weight.sum(-1).clamp(min=1.0)
+    return (terms * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+#: Share of a Gaussian within one standard deviation.
+_ONE_SIGMA = 0.6826894921
+
+
+def relative_quantile_loss(
+    sed: torch.Tensor,
+    sigma: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    *,
+    per_spectrum: bool = False,
+) -> torch.Tensor:
+    """Least where the SED is the median of what it may be and 68.27 % of the residuals are below sigma.
+
+    The loss is ``|ln(sed / target)|`` and the pinball loss of ln(sigma) about that of the absolute relative residual.
+    The likelihood of `relative_likelihood_loss` has its optimum at the mean and the root mean square, which a few odd
+    stars move away from what most have. Arguments as there.
+    """
+    residual = ((sed - target) / target).abs().detach()
+    over = torch.log(residual.clamp(min=1e-7)) - torch.log(sigma)
+    # of the logarithm: a relative residual would give faint SEDs more weight, and no median
+    terms = torch.log(sed / target).abs()
+    terms = terms + torch.maximum(_ONE_SIGMA * over, (_ONE_SIGMA - 1.0) * over)
     if weight is None:
         return terms.mean(-1) if per_spectrum else terms.mean()
     if per_spectrum:
