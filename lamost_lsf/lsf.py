@@ -91,7 +91,7 @@ class LSF(ABC):
 
     def _check_range(self, wavelength: np.ndarray) -> None:
         low, high = self.wavelength_range
-        if wavelength.size and not (np.min(wavelength) >= low and np.max(wavelength) <= high):
+        if wavelength.size and not (wavelength.min() >= low and wavelength.max() <= high):
             raise OutOfRangeError(
                 f"wavelengths {np.min(wavelength):.2f}-{np.max(wavelength):.2f} A (vacuum) reach outside "
                 f"{low:.2f}-{high:.2f} A, the range of this LSF; {self._range_hint}"

@@ -259,7 +259,10 @@ class NeuralIP(IPModel):
                         y += terms[rows]
                 elif self.activation == "silu":
                     # x / (1 + exp(-x)); the exponent is bounded so that a far label gives 0 and not a warning
-                    y /= 1.0 + np.exp(np.minimum(-y, 80.0))
+                    gate = np.minimum(-y, 80.0)
+                    np.exp(gate, out=gate)
+                    gate += 1.0
+                    y /= gate
                 else:
                     np.maximum(y, self.slope * y, out=y)  # LeakyReLU for a slope below 1
             y = y @ last

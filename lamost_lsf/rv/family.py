@@ -214,9 +214,7 @@ class LSFFamily:
         rows, area = np.empty((len(parts), m, components.shape[1]), dtype=np.float32), np.empty((len(parts), m))
         for k, (offset, profiles, wavelength) in enumerate(parts):
             step = (offset[-1] - offset[0]) / (offset.size - 1)
-            _at_lags(profiles, offset[0], step, wavelength, zeros[k], self._step, self._stretch, rows[k], area[k])
-        # points do not see the jumps at the ends of the window as integrals do; the area is known
-        rows /= area[:, :, None].astype(np.float32)
+            _at_lags(profiles, offset[0], step, wavelength, zeros[k], self._step, self._stretch, rows[k], area[k], True)
         values = (rows.reshape(-1, rows.shape[2]) @ transposed).reshape(len(parts), m, -1)
         # what is left is as smooth in wavelength as the profiles: every fourth of them tells
         some = slice(None, None, 4 if (m - 1) % 4 == 0 else 2)
@@ -234,7 +232,7 @@ class LSFFamily:
         step = (offset[-1] - offset[0]) / (offset.size - 1)
         _at_lags(
             np.ascontiguousarray(profiles), offset[0], step, np.full(m, wavelength), np.full(m, zero), self._step,
-            self._stretch, out, np.empty(m),
+            self._stretch, out, np.empty(m), False,
         )  # fmt: skip
         return out
 
@@ -276,22 +274,31 @@ def _middle_error(values: np.ndarray, components: np.ndarray) -> float:
 
 
 @njit(cache=True, error_model="numpy", fastmath=FASTMATH)
-def _at_lags(profiles, x0, dx, wavelength, zero, step, stretch, out, area):
+def _at_lags(profiles, x0, dx, wavelength, zero, step, stretch, out, area, unit):
     """Profiles (m, n) at the lags of the grid (n_lag,), by cubics through their samples; their areas there.
 
-    Per ln(wavelength): what a Doppler shift leaves alone.
+    Per ln(wavelength): what a Doppler shift leaves alone. Points do not see the jumps at the ends of the window as
+    integrals do: with ``unit``, profiles are divided by the area that the points have.
     """
-    n = profiles.shape[1]
+    n, last = profiles.shape[1], stretch.size
     for m in range(wavelength.size):
         profile, row = profiles[m], out[m]
         scale, start, w, total = wavelength[m] / dx, (zero[m] - x0) / dx, wavelength[m], 0.0
-        for k in range(stretch.size):
+        # the lags within the window are consecutive: no question inside the loop
+        first, end = 0, last
+        while first < last and scale * stretch[first] + start < 0.0:
+            row[first] = 0.0
+            first += 1
+        while end > first and scale * stretch[end - 1] + start > n - 1.0:
+            end -= 1
+            row[end] = 0.0
+        for k in range(first, end):
             p = scale * stretch[k] + start
-            if p < 0.0 or p > n - 1.0:
-                row[k] = 0.0
-                continue
             i = max(0, min(int(p) - 1, n - 4))
             a, b, c, d = lagrange4(p - i)
-            row[k] = w * (a * profile[i] + b * profile[i + 1] + c * profile[i + 2] + d * profile[i + 3])
-            total += row[k] * (1.0 + stretch[k])  # the area per Angstrom
+            value = w * (a * profile[i] + b * profile[i + 1] + c * profile[i + 2] + d * profile[i + 3])
+            row[k] = value
+            total += value * (1.0 + stretch[k])  # the area per Angstrom
         area[m] = total * step
+        if unit:
+            row *= 1.0 / area[m]
