@@ -61,6 +61,11 @@ class _Task:
     modes: tuple[np.ndarray, np.ndarray] | None = None
     wave: np.ndarray | None = None
 
+    @property
+    def uncertain(self) -> bool:
+        """Whether anything is known of these errors."""
+        return self.modes is not None or self.wave is not None
+
 
 class RVMachine:
     """Radial velocities of many spectra against the same templates: `measure_rvs` without input and output.
@@ -325,7 +330,7 @@ class RVMachine:
         engine = self._engine(key)
         for task in group:
             self._uncertainties(task)
-        wanted = [t.modes is not None or t.wave is not None for t in group]
+        wanted = [t.uncertain for t in group]
         try:
             found = engine.find([t.pixels for t in group], [t.coefficients for t in group], self.cosmic_sigma, wanted)
         except Exception:
@@ -337,8 +342,7 @@ class RVMachine:
 
     def _alone(self, engine: VelocityEngine, task: _Task) -> Found | None:
         try:
-            wanted = task.modes is not None or task.wave is not None
-            return engine.find([task.pixels], [task.coefficients], self.cosmic_sigma, [wanted])[0]
+            return engine.find([task.pixels], [task.coefficients], self.cosmic_sigma, [task.uncertain])[0]
         except Exception as error:
             self._fail([task.row], RVFlag.FAILED, error)
             return None

@@ -97,11 +97,8 @@ def _sample_block(
     row = 0
     for i, (_, wavelength), (count, weights) in zip(members, requests, exposures, strict=True):
         end = row + count * wavelength.size
-        if count == 1:
-            out[i] = np.divide(profiles[row:end], area[row:end, None], out=profiles[row:end])
-        else:
-            out[i] = np.empty((wavelength.size, profiles.shape[1]))
-            _mean_profiles(profiles[row:end], area[row:end], weights, out[i])
+        out[i] = np.empty((wavelength.size, profiles.shape[1]))
+        _mean_profiles(profiles[row:end], area[row:end], weights, out[i])
         row = end
 
 

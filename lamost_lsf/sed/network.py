@@ -247,6 +247,11 @@ def relative_likelihood_loss(
     """
     residual = (sed - target) / target
     terms = 0.5 * (residual / sigma) ** 2 + torch.log(sigma)
+    return _mean(terms, weight, per_spectrum)
+
+
+def _mean(terms: torch.Tensor, weight: torch.Tensor | None, per_spectrum: bool) -> torch.Tensor:
+    """Mean over pixels, of all spectra or each."""
     if weight is None:
         return terms.mean(-1) if per_spectrum else terms.mean()
     if per_spectrum:
@@ -277,8 +282,4 @@ def relative_quantile_loss(
     # of the logarithm: a relative residual would give faint SEDs more weight, and no median
     terms = torch.log(sed / target).abs()
     terms = terms + torch.maximum(_ONE_SIGMA * over, (_ONE_SIGMA - 1.0) * over)
-    if weight is None:
-        return terms.mean(-1) if per_spectrum else terms.mean()
-    if per_spectrum:
-        return (terms * weight).sum(-1) / weight.sum(-1).clamp(min=1.0)
-    return (terms * weight).sum() / weight.sum().clamp(min=1.0)
+    return _mean(terms, weight, per_spectrum)
