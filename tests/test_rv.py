@@ -11,6 +11,7 @@ from astropy.table import QTable, vstack
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from rv_stars import C, doppler, lines
 from scipy.optimize import brentq, curve_fit, minimize_scalar
 from scipy.special import ndtr
 from specutils import Spectrum
@@ -32,7 +33,6 @@ from lamost_lsf.rv.templates import build_templates
 from lamost_lsf.rv.trial import trial_step, velocity_grid
 from lamost_lsf.units import air_to_vacuum
 
-C = 299792.458
 AXIS = 10 ** np.arange(np.log10(4950), np.log10(5250), 1e-4)  # LAMOST's step, 256 pixels
 FINE = np.arange(4900.0, 5300.0, 0.1)
 NARROW = (-500.0, 500.0)
@@ -99,21 +99,7 @@ def center_curve(center):
 # --- spectra by the scatter integral ---------------------------------------------------------------------------------
 
 
-def lines(seed=1, n=150, depth=0.8):
-    """Template on FINE: narrow lines on a sloping continuum."""
-    rng = np.random.default_rng(seed)
-    flux = np.ones(FINE.size)
-    for w, d in zip(rng.uniform(FINE[0], FINE[-1], n), rng.uniform(0.1, 1.0, n) * depth):
-        flux *= 1 - d * np.exp(-0.5 * ((FINE - w) / 0.35) ** 2)
-    return flux * (1.2 - 0.3 * (FINE - 5100) / 200)
-
-
-TEMPLATE = lines()
-
-
-def doppler(velocity):
-    b = velocity / C
-    return np.sqrt((1 + b) / (1 - b))
+TEMPLATE = lines(FINE)
 
 
 def scatter(flux, velocity, axis=AXIS, center=None, factor=None):
@@ -559,7 +545,7 @@ def test_trial_velocities_are_dense_enough_for_sharp_profiles():
 
 
 def test_the_right_template_wins_and_the_next_is_named():
-    right, near, far = template(), template(TEMPLATE**0.9, "near"), template(lines(seed=2), "far")
+    right, near, far = template(), template(TEMPLATE**0.9, "near"), template(lines(FINE, seed=2), "far")
     spectrum = observed(scatter(TEMPLATE, 12.0), 60, rng=np.random.default_rng(2))
     result = measure(spectrum, [far, near, right])
     assert (result.template, result.runner_up) == ("lines", "near")
@@ -725,7 +711,7 @@ def test_emission_where_the_template_absorbs_is_not_that_star():
 
 def test_shallow_lines_are_a_star_though_the_template_fits_worse_than_none():
     # a metal-poor star against a metal-rich template: a fifth of its depth
-    shallow = 1 - 0.2 * (1 - lines() / (1.2 - 0.3 * (FINE - 5100) / 200))
+    shallow = 1 - 0.2 * (1 - lines(FINE) / (1.2 - 0.3 * (FINE - 5100) / 200))
     result = measure(observed(scatter(shallow, 25.0), 100, rng=np.random.default_rng(1)))
     flat = observed(scatter(shallow, 25.0), 100)
     design = np.vander(position(), DEGREE + 1)
@@ -752,7 +738,7 @@ def test_good_single_stars_are_rarely_flagged():
     rng = np.random.default_rng(12)
     flagged = 0
     for seed in range(5):
-        flux = lines(seed, n=6 + 3 * seed, depth=0.9)
+        flux = lines(FINE, seed, n=6 + 3 * seed, depth=0.9)
         engine = make_engine(limits=(-900, 900), flux=flux**1.3)
         for _ in range(80):
             clean = scatter(flux, rng.uniform(-300, 300))

@@ -12,6 +12,7 @@ from astropy.time import Time
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from rv_stars import C, doppler, lines
 from scipy.optimize import minimize_scalar
 from specutils import Spectrum
 
@@ -28,7 +29,6 @@ from lamost_lsf.rv.rows import COLUMNS, blank_row
 from lamost_lsf.rv.search import VelocitySearch
 from lamost_lsf.rv.windows import parse_windows
 
-C = 299792.458
 AXIS = 10 ** (1e-4 * np.arange(36946, 37202))  # 4950-5250 A, LAMOST's grid
 FINE = np.arange(4890.0, 5312.0, 0.1)
 LIMITS = (-300.0, 300.0)
@@ -60,20 +60,7 @@ class Fiber(LSF):
 FIBERS = [Fiber(w, s) for w, s in zip(np.linspace(0.9, 1.1, 7), (0.1, 0.3, 0.2, 0.35, 0.15, 0.4, 0.25))]
 
 
-def lines(seed=1, n=150, depth=0.8):
-    rng = np.random.default_rng(seed)
-    flux = np.ones(FINE.size)
-    for w, d in zip(rng.uniform(FINE[0], FINE[-1], n), rng.uniform(0.1, 1.0, n) * depth):
-        flux *= 1 - d * np.exp(-0.5 * ((FINE - w) / 0.35) ** 2)
-    return flux * (1.2 - 0.3 * (FINE - 5100) / 200)
-
-
-STAR = lines()
-
-
-def doppler(velocity):
-    b = velocity / C
-    return np.sqrt((1 + b) / (1 - b))
+STAR = lines(FINE)
 
 
 def scatter(flux, velocity, axis=AXIS, fiber=FIBERS[3]):
@@ -262,7 +249,7 @@ def weights_at(s, coefficients):
 @pytest.mark.parametrize("single", [True, False])
 def test_the_search_is_the_chi_square_of_least_squares(degree, single):
     family = LSFFamily([FIBERS[3]], (4940.0, 5260.0))
-    basis = ll.TemplateBasis([template(), template(1e-15 * lines(2))], family.basis, max_velocity=300)
+    basis = ll.TemplateBasis([template(), template(1e-15 * lines(FINE, 2))], family.basis, max_velocity=300)
 
     def seen(s, t):
         """Two smooth spectra; the second in physical units."""
@@ -341,7 +328,7 @@ def test_machines_travel(clean):
 
 def test_the_best_template_and_the_next_are_named(clean):
     items, _, fibers = zip(*clean, strict=True)
-    others = [template(lines(2), "far"), template(STAR**0.8, "near"), template()]
+    others = [template(lines(FINE, 2), "far"), template(STAR**0.8, "near"), template()]
     table = measure_rvs(items, others, fibers, **OPTIONS)
     assert set(table["template"]) == {"star"}
     assert set(table["template_index"]) == {2}
