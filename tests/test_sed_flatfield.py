@@ -13,13 +13,14 @@ from specutils import Spectrum
 
 from lamost_lsf.errors import FormatError, OutOfRangeError
 from lamost_lsf.sed.flatfield import (
-    FitFlag,
     FlatFieldCube,
+    FlatFieldFlag,
     StandardStars,
     fit_flat_field,
     flat_field_precision,
 )
 from lamost_lsf.sed.flatfield_fit import design
+from lamost_lsf.sed.grids import OUTPUT_GRID
 from lamost_lsf.units import vacuum_to_air
 
 DOMAIN = ((0.0, 9000.0), (100.0, 4100.0))
@@ -33,13 +34,13 @@ def truth(x, y, wavelength=WAVE):
     return 1.0 + 0.08 * s / blue - 0.05 * t + 0.06 * s * t - 0.04 * blue * s**2 + 0.02 * t**2
 
 
-def mean_truth():
+def mean_truth(wavelength=WAVE):
     """Mean over the detector, by brute force."""
-    x, y = (np.linspace(low, high, 401) for low, high in DOMAIN)
-    weight = np.ones(401)
+    x, y = (np.linspace(low, high, 41) for low, high in DOMAIN)
+    weight = np.ones(41)
     weight[1:-1:2], weight[2:-1:2] = 4, 2  # Simpson's rule: exact for a polynomial
     weight /= weight.sum()
-    return np.einsum("y,x,yxw->w", weight, weight, truth(x[None], y[:, None]))
+    return np.einsum("y,x,yxw->w", weight, weight, truth(x[None], y[:, None], wavelength))
 
 
 RESPONSE = 3e3 * np.exp(-0.5 * ((WAVE - 6000) / 2500) ** 2)
@@ -161,6 +162,26 @@ def test_faint_stars_do_not_bias_the_response():
     assert 0.85 < np.std(off) < 1.15
 
 
+@pytest.mark.parametrize(
+    ("predicted", "observed"), [(0.1, 0.0), (0.1, 0.1), (0.1, 0.2), (0.05, 0.1), (0.3, 0.0), (0.3, 0.1), (0.05, 0.5)]
+)
+def test_errors_of_both_fluxes_do_not_bias_the_response(predicted, observed):
+    """A weight by the noisy prediction is 1 % low at 0.1 and 0.1; a correction to second order 2 % at 0.3 and 0."""
+    off, z = [], []
+    for seed in range(30):
+        rng = np.random.default_rng(seed + 100)
+        x, y = rng.uniform(*DOMAIN[0], 400), rng.uniform(*DOMAIN[1], 400)
+        sigma, noise = (e * rng.uniform(0.3, 1.7, (400, 1)) * np.ones((400, WAVE.size)) for e in (predicted, observed))
+        guess = 1 + sigma * rng.standard_normal(sigma.shape)
+        seen = truth(x, y) + noise * rng.standard_normal(sigma.shape)
+        cube = fit_flat_field(StandardStars(WAVE, x, y, seen, noise, guess, sigma * np.abs(guess)), domain=DOMAIN)
+        off.append(cube.response / mean_truth() - 1)
+        z.append(off[-1] * cube.response / cube.response_error)
+    assert abs(np.mean(off)) < 4 * np.std(off) / np.sqrt(np.size(off))
+    assert abs(np.mean(z)) < 4 / np.sqrt(np.size(z))
+    assert 0.85 < np.std(z) < 1.15
+
+
 def test_positions_may_change_with_wavelength():
     """A slitless spectrum spreads over the detector: each wavelength is flattened where it falls."""
     rng = np.random.default_rng(5)
@@ -198,6 +219,223 @@ def test_predictions_without_magnitudes_give_the_flat_field_relative_to_the_refe
     # the ratio of two polynomials is one of second order only to 1e-3
     assert np.all(np.abs(value - relative)[others] < 5 * error[others] + 2e-3)
     assert abs(value[band] - 1) < 1e-4
+
+
+def test_errors_hold_for_spectra_normalised_by_their_own_noisy_mean():
+    """Five pixels of S/N 10: outside the band the mean's own error counts, inside it pixels follow the mean."""
+    wavelength = np.arange(5193.0, 6000.0, 13.0)
+    band = (wavelength >= 5526) & (wavelength <= 5586)
+    assert band.sum() == 5
+    z, response, fit = [], [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        x, y = rng.uniform(*DOMAIN[0], 300), rng.uniform(*DOMAIN[1], 300)
+        one = np.ones((300, wavelength.size))
+        flat = truth(x, y, np.array([6000.0])) * one  # grey: the ratio to the band is 1 everywhere
+        guess = rng.uniform(0.1, 10, (300, 1)) * (1 + 0.01 * rng.standard_normal(one.shape) * ~band)
+        sed = (wavelength / 5556) ** rng.uniform(-3, 1, (300, 1))
+        noise = 0.1 * flat * rng.uniform(0.7, 1.3, (300, 1))
+        seen = flat * sed + noise * rng.standard_normal(one.shape)
+        stars = StandardStars(wavelength, x, y, seen, noise, guess * sed, np.where(band, 1e-6, 0.01) * guess * sed)
+        cube = fit_flat_field(stars.normalized(), domain=DOMAIN, scale_errors=False)
+        value, error = cube.flat([0.0, 4500.0, 9000.0], [4100.0, 2100.0, 2000.0])
+        z.append((value - 1) / error)
+        response.append((cube.response - 1) / cube.response_error)
+        fit.append(cube.chi2)
+    for pixels in (band, ~band):
+        assert 0.95 < np.mean(np.array(fit)[:, pixels]) < 1.05
+        assert 0.9 < np.array(z)[..., pixels].std() < 1.1
+        assert 0.85 < np.array(response)[:, pixels].std() < 1.15
+    # pixels outside share the mean's error: 60 independent trials, not 60 times 57
+    assert abs(np.mean(response)) < 0.35
+
+
+def test_both_means_are_of_the_same_pixels():
+    """A gap in an observed band on a slope must not tilt the scale."""
+    wavelength = np.linspace(5500, 5600, 11)
+    sed = np.tile((wavelength / 5550) ** 8, (20, 1))
+    seen = 7 * sed
+    seen[3, 3:6] = np.nan
+    x = np.linspace(0, 1, 20)
+    stars = StandardStars(wavelength, x, x, seen, 0.01 * sed, sed, 0.01 * sed).normalized()
+    np.testing.assert_allclose(stars.predicted, 7 * sed, rtol=1e-12)
+
+
+def test_a_star_without_flux_in_the_band_costs_only_itself():
+    stars, _ = make_stars(60, 6)
+    observed, predicted = stars.observed.copy(), stars.predicted.copy()
+    observed[3] *= -1
+    predicted[5] = np.nan
+    odd = StandardStars(WAVE, stars.x, stars.y, observed, stars.observed_error, predicted, stars.predicted_error)
+    cube = fit_flat_field(odd.normalized(5900, 6000), domain=DOMAIN)
+    others = np.setdiff1d(np.arange(60), [3, 5])
+    assert cube.rejected[[3, 5]].tolist() == [1.0, 1.0]
+    np.testing.assert_allclose(
+        cube.coefficients, fit_flat_field(stars[others].normalized(5900, 6000), domain=DOMAIN).coefficients, rtol=1e-9
+    )
+    with pytest.raises(ValueError, match="no star has positive"):
+        odd[3:4].normalized(5900, 6000)
+
+
+# -- from predicted SEDs -----------------------------------------------------------------------------------------
+
+
+FINE = np.arange(2450.0, 10650.0, 1.0)
+SLITLESS = 2620.0 * np.exp(np.arange(530) / 400)  # between the pixels of the predictions
+
+
+def fine_seds(n, seed):
+    """Stars of strong Balmer, calcium and other lines, 1 A pixels."""
+    rng = np.random.default_rng(seed)
+    depth = rng.uniform(0.3, 0.8, (n, 1))
+    flux = (FINE / 5556) ** rng.uniform(-3, 1, (n, 1))
+    lines = (2800.0, 3836.5, 3890.2, 3934.8, 3969.6, 4102.9, 4341.7, 4862.7, 5892.0, 6564.6, 8544.4)
+    for line in (*lines, *rng.uniform(2600, 10000, 25)):
+        flux = flux * (1 - depth * np.exp(-0.5 * ((FINE - line) / 12) ** 2))
+    return flux
+
+
+def at_r200(flux, grid):
+    from astropy.table import Table
+
+    from lamost_lsf.sed import Library
+
+    return Library("fine", Table({"name": [str(k) for k in range(len(flux))]}), FINE, flux).degrade(
+        grid, resolving_power=200
+    )
+
+
+def seen_and_predicted(n=160, *, dust=True):
+    """Velocities and dust that change over the detector, as those of a cluster behind a cloud: they do not average."""
+    rng = np.random.default_rng(12)
+    flux = fine_seds(n, 12)
+    flux = flux / flux[:, (FINE > 5526) & (FINE < 5586)].mean(axis=1, keepdims=True)
+    x, y = rng.uniform(*DOMAIN[0], n), rng.uniform(*DOMAIN[1], n)
+    rv = 250.0 * (y - 2100) / 2000 + 60.0 * rng.standard_normal(n)
+    ebv = 0.2 * x / 9000 if dust else np.zeros(n)
+    arriving = np.stack([np.interp(FINE, FINE * (1 + v / 299792.458), f) for v, f in zip(rv, flux, strict=True)])
+    if dust:
+        from dust_extinction.parameter_averages import G23
+
+        through = G23(Rv=3.1).extinguish(FINE * u.AA, Ebv=ebv[:, None])
+        arriving = arriving * through / through[:, (FINE > 5526) & (FINE < 5586)].mean(axis=1, keepdims=True)
+    arriving = at_r200(arriving, SLITLESS).flux
+    rest = at_r200(flux, OUTPUT_GRID.wavelength).flux
+    error = 0.01 * rest
+    seds = Spectrum(
+        flux=(rest + error * rng.standard_normal(rest.shape)) * u.one,
+        spectral_axis=OUTPUT_GRID.spectral_axis,
+        uncertainty=StdDevUncertainty(error),
+        meta={"rv": rv, "wavelength_medium": "vacuum", "frame": "rest"},
+    )
+    clean = 500.0 * truth(x, y, SLITLESS) * arriving
+    observed = Spectrum(
+        flux=clean * (1 + 0.01 * rng.standard_normal(clean.shape)) * u.ct,
+        spectral_axis=SLITLESS * u.AA,
+        uncertainty=InverseVariance((0.01 * clean) ** -2.0, unit=u.ct**-2),
+    )
+    return seds, observed, x, y, rv, ebv
+
+
+def worst(cube):
+    """Largest error of the flat field, and the standard deviation of errors over stated ones."""
+    x, y = np.meshgrid(np.linspace(*DOMAIN[0], 5), np.linspace(*DOMAIN[1], 5))
+    value, error = cube.flat(x, y)
+    off = value - truth(x, y, SLITLESS) / mean_truth(SLITLESS)
+    return np.abs(off).max(), (off / error).std()
+
+
+def test_the_flat_field_is_recovered_from_moving_reddened_stars():
+    pytest.importorskip("dust_extinction")
+    seds, observed, x, y, rv, ebv = seen_and_predicted()
+    options = {"domain": DOMAIN, "scale_errors": False}
+    stars = StandardStars.from_predictions(seds, observed, x, y, ebv=ebv)
+    error, pull = worst(fit_flat_field(stars, **options))
+    assert error < 0.03
+    assert 0.7 < pull < 1.2
+    for wrong in (
+        {},
+        {"ebv": -ebv},
+        {"ebv": ebv, "rv": 0 * u.km / u.s},
+        {"ebv": ebv, "rv": -rv * u.km / u.s},
+    ):
+        error, pull = worst(fit_flat_field(StandardStars.from_predictions(seds, observed, x, y, **wrong), **options))
+        assert error > 0.2
+        assert pull > 5
+
+
+def test_air_wavelengths_and_masks_of_observed_spectra_are_heeded():
+    seds, observed, x, y, _, _ = seen_and_predicted(dust=False)
+    stars = StandardStars.from_predictions(seds, observed, x, y)
+    mask = np.zeros(observed.flux.shape, dtype=bool)
+    mask[3, 100] = True
+    inverse = observed.uncertainty.array.copy()
+    inverse[4, 200] = 0.0
+    air = Spectrum(
+        flux=observed.flux, spectral_axis=vacuum_to_air(SLITLESS) * u.AA, mask=mask,
+        uncertainty=InverseVariance(inverse, unit=u.ct**-2), meta={"wavelength_medium": "air"},
+    )  # fmt: skip
+    same = StandardStars.from_predictions(seds, air, x, y)
+    np.testing.assert_allclose(same.wavelength, SLITLESS, rtol=1e-9)
+    np.testing.assert_allclose(same.predicted, stars.predicted, rtol=1e-6)
+    assert np.argwhere(np.isnan(same.observed)).tolist() == [[3, 100], [4, 200]]
+    np.testing.assert_allclose(stars.observed_error, observed.uncertainty.array**-0.5, rtol=1e-12)
+
+
+def test_an_unpredicted_star_and_wavelengths_beyond_are_left_out():
+    seds, observed, x, y, rv, _ = seen_and_predicted(dust=False)
+    flux, sigma = seds.flux.value.copy(), seds.uncertainty.array.copy()
+    flux[7], sigma[7] = np.nan, np.nan  # as predict marks what it could not use
+    rv[7] = np.nan
+    part = OUTPUT_GRID.wavelength > 4000
+    failed = Spectrum(
+        flux=flux[:, part] * u.one, spectral_axis=OUTPUT_GRID.spectral_axis[part],
+        uncertainty=StdDevUncertainty(sigma[:, part]), meta={"rv": rv},
+    )  # fmt: skip
+    stars = StandardStars.from_predictions(failed, observed, x, y)
+    cube = fit_flat_field(stars, domain=DOMAIN)
+    assert np.isnan(stars.predicted[7]).all()
+    assert cube.rejected[7] == 1.0
+    np.testing.assert_array_equal(np.isfinite(cube.response), SLITLESS > 4000 * (1 + 300 / 299792))
+    known = np.delete(np.arange(len(x)), 7)
+    edge = np.isfinite(stars.predicted[known])
+    rest = SLITLESS / np.sqrt((1 + rv[known, None] / 299792.458) / (1 - rv[known, None] / 299792.458))
+    np.testing.assert_array_equal(edge, rest >= OUTPUT_GRID.wavelength[part][0])
+
+
+def test_an_error_of_the_dust_counts_where_it_dims():
+    pytest.importorskip("dust_extinction")
+    seds, observed, x, y, _, ebv = seen_and_predicted()
+    off = []
+    for sign in (-1, 1):
+        off.append(StandardStars.from_predictions(seds, observed, x, y, ebv=ebv + sign * 0.01).predicted)
+    sure, unsure = (StandardStars.from_predictions(seds, observed, x, y, ebv=ebv, ebv_error=e) for e in (0.0, 0.01))
+    added = np.sqrt(unsure.predicted_error**2 - sure.predicted_error**2)
+    np.testing.assert_allclose(added, np.abs(off[1] - off[0]) / 2, rtol=2e-3, atol=1e-6)
+    at = int(np.argmin(np.abs(SLITLESS - 5556)))
+    assert np.all(added[:, at] < 1e-2 * added[:, 0])
+
+
+def test_predictions_that_do_not_fit_are_refused():
+    seds, observed, x, y, rv, _ = seen_and_predicted(dust=False)
+    make = StandardStars.from_predictions
+    with pytest.raises(ValueError, match="160 stars and observations of 159"):
+        make(seds, observed[:159], x, y)
+    with pytest.raises(ValueError, match="rv must be one value or 160"):
+        make(seds, observed, x, y, rv=rv[:3] * u.km / u.s)
+    with pytest.raises(TypeError, match="rv must be in units"):
+        make(seds, observed, x, y, rv=3.0)
+    with pytest.raises(ValueError, match='no "rv"'):
+        make(Spectrum(flux=seds.flux, spectral_axis=seds.spectral_axis, uncertainty=seds.uncertainty), observed, x, y)
+    with pytest.raises(ValueError, match="observed must have uncertainties"):
+        make(seds, Spectrum(flux=observed.flux, spectral_axis=observed.spectral_axis), x, y)
+    with pytest.raises(ValueError, match="without ebv"):
+        make(seds, observed, x, y, ebv_error=0.01)
+    with pytest.raises(ValueError, match=r"\(n_star, n\)"):
+        make(seds[0], observed, x, y)
+    far = Spectrum(flux=observed.flux, spectral_axis=SLITLESS * u.nm, uncertainty=observed.uncertainty)
+    with pytest.raises(OutOfRangeError, match="no wavelength in common"):
+        make(seds, far, x, y)
 
 
 # -- precision ------------------------------------------------------------------------------------------------
@@ -263,12 +501,38 @@ def test_a_corrected_spectrum_has_the_flux_and_error_of_the_star(kind):
 
 def test_the_error_of_the_cube_enters_that_of_the_spectrum():
     cube = known_cube(0.05)
-    spectrum = Spectrum(flux=np.ones(12) * u.Jy, spectral_axis=WAVE * u.AA)
+    spectrum = Spectrum(flux=np.ones(12) * u.Jy, spectral_axis=WAVE * u.AA, uncertainty=StdDevUncertainty(np.zeros(12)))
     result = cube.correct(spectrum, 100.0, 200.0, response=False)
     value, error = cube.flat(100.0, 200.0)
     np.testing.assert_allclose(result.uncertainty.array, error / value**2, rtol=1e-9)
     silent = cube.correct(spectrum, 100.0, 200.0, response=False, include_error=False)
     np.testing.assert_allclose(silent.uncertainty.array, 0.0)
+
+
+def test_a_spectrum_without_errors_gets_none():
+    result = known_cube(0.05).correct(Spectrum(flux=np.ones(12) * u.Jy, spectral_axis=WAVE * u.AA), 100.0, 200.0)
+    assert result.uncertainty is None
+
+
+@pytest.mark.parametrize("kind", [StdDevUncertainty, VarianceUncertainty, InverseVariance])
+def test_errors_may_be_in_another_unit_than_the_flux(kind):
+    power = {StdDevUncertainty: 1, VarianceUncertainty: 2, InverseVariance: -2}[kind]
+    uncertainty = kind(np.full(12, 3.0) ** power, unit=u.mJy**power)
+    spectrum = Spectrum(flux=np.ones(12) * u.Jy, spectral_axis=WAVE * u.AA, uncertainty=uncertainty)
+    result = known_cube().correct(spectrum, 7000.0, 900.0)
+    sigma = (result.uncertainty.array * result.uncertainty.unit).to_value(u.Jy)
+    np.testing.assert_allclose(sigma / result.flux.to_value(u.Jy), 0.003, rtol=1e-5)
+
+
+def test_a_pixel_without_weight_is_masked_alone():
+    inverse = np.full(12, 4.0)
+    inverse[[2, 5]] = 0.0, np.nan
+    spectrum = Spectrum(flux=np.ones(12) * u.Jy, spectral_axis=WAVE * u.AA, uncertainty=InverseVariance(inverse))
+    result = known_cube().correct(spectrum, 7000.0, 900.0)
+    bad = np.isin(np.arange(12), [2, 5])
+    np.testing.assert_array_equal(result.mask, bad)
+    np.testing.assert_array_equal(np.isfinite(result.uncertainty.array), ~bad)
+    np.testing.assert_allclose((result.uncertainty.array / result.flux.value)[~bad], 0.5, rtol=1e-6)
 
 
 def test_air_wavelengths_are_looked_up_in_vacuum():
@@ -369,7 +633,7 @@ def test_missing_data_and_non_positive_references_are_left_out():
     assert cube.n_stars[3] <= 140 < clean.n_stars[3]
     value, error = cube.flat(4000.0, 2000.0)
     assert abs(value[3] - (truth(4000.0, 2000.0) / mean_truth())[3]) < 5 * error[3]
-    assert FitFlag.TOO_FEW in FitFlag(int(cube.flag[5]))
+    assert FlatFieldFlag.TOO_FEW in FlatFieldFlag(int(cube.flag[5]))
     assert np.isnan(value[5])
     untouched = np.setdiff1d(np.arange(12), [3, 5])
     np.testing.assert_array_equal(cube.coefficients[untouched], clean.coefficients[untouched])
@@ -378,7 +642,7 @@ def test_missing_data_and_non_positive_references_are_left_out():
 def test_stars_on_a_line_do_not_determine_the_flat_field():
     stars = changed(x=np.linspace(0, 9000, 40), y=np.full(40, 2000.0))
     cube = fit_flat_field(stars, domain=DOMAIN)
-    assert np.all(cube.flag & FitFlag.SINGULAR)
+    assert np.all(cube.flag & FlatFieldFlag.SINGULAR)
     assert np.all(np.isnan(cube.coefficients))
 
 
@@ -405,19 +669,37 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
         StandardStars.read(path)
     with fits.open(path) as hdus:
         hdus[0].header["VERSION"] = 99
-        hdus.writeto(tmp_path / "later.fits")
+        hdus.writeto(tmp_path / "later.fits", checksum=True)
         del hdus["COVAR"]
         hdus[0].header["VERSION"] = 1
-        hdus.writeto(tmp_path / "less.fits")
+        hdus.writeto(tmp_path / "less.fits", checksum=True)
     with pytest.raises(FormatError, match="version 99"):
         FlatFieldCube.read(tmp_path / "later.fits")
     with pytest.raises(FormatError, match="COVAR missing"):
         FlatFieldCube.read(tmp_path / "less.fits")
     (tmp_path / "text.fits").write_text("no FITS")
-    with pytest.raises(FormatError, match="not a readable FITS file"):
+    with pytest.raises(FormatError, match="no FITS file"):
         FlatFieldCube.read(tmp_path / "text.fits")
     with pytest.raises(FileNotFoundError):
         FlatFieldCube.read(tmp_path / "none.fits")
+
+
+@pytest.mark.parametrize("name", ["COEFF", "WAVELENGTH", "PREDICTED"])
+def test_a_value_that_was_changed_after_writing_is_noticed(tmp_path, name):
+    path = tmp_path / "file.fits"
+    stars = changed()
+    written, kind = (stars, StandardStars) if name == "PREDICTED" else (known_cube(), FlatFieldCube)
+    written.write(path)
+    with fits.open(path) as hdus:
+        at = hdus[name].fileinfo()["datLoc"]
+    content = bytearray(path.read_bytes())
+    content[at + 12] ^= 1  # one bit of one number
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=f"[Cc]hecksum.*{name}"):
+        kind.read(path)
+    path.write_bytes(content[: at + 100])
+    with pytest.raises(FormatError, match="damaged"):
+        kind.read(path)
 
 
 # -- invariants -----------------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
             "  lamost-lsf flatfield apply cube.fits spectrum.fits --x 4310.5 --y 2200 -o corrected.fits\n"
             "  lamost-lsf flatfield precision stars.fits --stars 400 --json\n"
             "stars.fits is what StandardStars.write makes: HDUs WAVELENGTH, X, Y, OBSERVED, OBSERVED_ERROR,\n"
-            "PREDICTED, PREDICTED_ERROR."
+            "PREDICTED, PREDICTED_ERROR. Predictions are in the observer's frame and behind the dust, as\n"
+            "StandardStars.from_predictions makes them."
         ),
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -41,8 +42,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     fit.add_argument("--clip", type=float, default=4.0, help="rejection of outliers, sigma (default: 4)")
     fit.add_argument(
         "--normalize", metavar=("LOW", "HIGH"), type=float, nargs=2,
-        help="divide observed and predicted spectra by their means between these wavelengths first: for predictions "
-        "without a magnitude (the paper: 5526 5586)",
+        help="scale predictions to the observed mean between these wavelengths first: for predictions without a "
+        "magnitude (the paper: 5526 5586)",
     )  # fmt: skip
     fit.add_argument("--samples", metavar="N", type=int, default=32, help="of the cube along x and y (default: 32)")
     fit.add_argument("--plot", metavar="FILE", help="draw the cube at three wavelengths")
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 def _fit(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from lamost_lsf.sed.flatfield import FitFlag, StandardStars, fit_flat_field
+    from lamost_lsf.sed.flatfield import FlatFieldFlag, StandardStars, fit_flat_field
 
     if args.samples < 2:
         raise CommandError(f"--samples must be 2 or more, got {args.samples}")
@@ -87,8 +88,8 @@ def _fit(args: argparse.Namespace) -> int:
     cube = fit_flat_field(stars, domain=domain, degree=args.degree, clip=args.clip)
     good = np.isfinite(cube.response)
     if not good.any():
-        reasons = FitFlag(int(np.bitwise_or.reduce(cube.flag)))
-        raise CommandError(f"no wavelength could be fitted: {', '.join(f.name for f in FitFlag if f in reasons)}")
+        reasons = FlatFieldFlag(int(np.bitwise_or.reduce(cube.flag)))
+        raise CommandError(f"no wavelength could be fitted: {', '.join(f.name for f in FlatFieldFlag if f in reasons)}")
     cube.write(args.output, n_x=args.samples, n_y=args.samples, overwrite=args.overwrite)
     _, error, _, _ = cube.cube(16, 16)
     summary = {

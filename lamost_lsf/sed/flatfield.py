@@ -1,125 +1,17 @@
-"""Large-scale flat field of a slitless spectrograph from standard stars (Yang et al. 2024, section 4.4)."""
+"""Large-scale flat field of a slitless spectrograph from standard stars (Yang et al. 2024, section 5)."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-
 import numpy as np
-from astropy.io import fits
 from astropy.table import Table
 
 from lamost_lsf.errors import OutOfRangeError
-from lamost_lsf.files import atomic_path
-from lamost_lsf.sed.flatfield_cube import FlatFieldCube, check_domain, read_images
-from lamost_lsf.sed.flatfield_fit import FitFlag, basis_terms, design, fit_wavelengths
+from lamost_lsf.sed.flatfield_cube import FlatFieldCube, check_domain
+from lamost_lsf.sed.flatfield_fit import FlatFieldFlag, basis_terms, design, fit_wavelengths
+from lamost_lsf.sed.flatfield_stars import StandardStars
 from lamost_lsf.sed.grids import BANDS
 
-__all__ = ["BANDS", "FitFlag", "FlatFieldCube", "StandardStars", "fit_flat_field", "flat_field_precision"]
-
-_STARS = "lamost_lsf standard stars"
-
-
-@dataclass(frozen=True)
-class StandardStars:
-    """Observed spectra of standard stars, what they should have been, and where they fell on the detector.
-
-    Attributes
-    ----------
-    wavelength : ndarray (n_wave,)
-        Vacuum Angstrom, increasing.
-    x, y : ndarray (n_star,) or (n_star, n_wave)
-        Detector position, pixels; per wavelength where the dispersion carries it over the detector.
-    observed, observed_error : ndarray (n_star, n_wave)
-        In instrumental units per unit wavelength, with one-sigma errors; NaN where there is no datum.
-    predicted, predicted_error : ndarray (n_star, n_wave)
-        Spectral energy distribution and its one-sigma error, such as `predict` gives, on one scale for all stars (see
-        `normalized` for stars without photometry).
-
-    Raises
-    ------
-    ValueError
-        Shapes that do not fit, errors that are negative, wavelengths that do not increase.
-    """
-
-    wavelength: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    observed: np.ndarray
-    observed_error: np.ndarray
-    predicted: np.ndarray
-    predicted_error: np.ndarray
-
-    def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
-        w = self.wavelength
-        if w.ndim != 1 or w.size < 1 or not np.all(np.isfinite(w) & (w > 0)) or np.any(np.diff(w) <= 0):
-            raise ValueError("wavelength must be a vector of positive, increasing vacuum Angstrom")
-        if self.observed.ndim != 2 or self.observed.shape[1] != w.size:
-            raise ValueError(f"observed has shape {self.observed.shape}, expected (n_star, {w.size})")
-        shape = self.observed.shape
-        for name in ("observed_error", "predicted", "predicted_error"):
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"{name} has shape {getattr(self, name).shape}, expected {shape}")
-        for name in ("x", "y"):
-            if getattr(self, name).shape not in ((shape[0],), shape):
-                raise ValueError(f"{name} has shape {getattr(self, name).shape}, expected {(shape[0],)} or {shape}")
-            if not np.all(np.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} must be finite: every star has a position")
-        for name in ("observed_error", "predicted_error"):
-            if np.any(getattr(self, name) < 0):
-                raise ValueError(f"{name} must not be negative")
-
-    def __len__(self) -> int:
-        return len(self.observed)
-
-    def normalized(self, low: float = 5526.0, high: float = 5586.0) -> StandardStars:
-        """Observed and predicted spectra divided by their own mean between two wavelengths.
-
-        For predictions without a magnitude, as the network gives them: the flat field is then relative to the one at
-        these wavelengths, whose own (grey) variation over the detector stays unknown.
-
-        Raises
-        ------
-        ValueError
-            No wavelengths there, or a star whose mean is not positive.
-        """
-        band = (self.wavelength >= low) & (self.wavelength <= high)
-        if not band.any():
-            raise ValueError(f"no wavelengths between {low} and {high} A to normalise by")
-        scales = []
-        for name in ("observed", "predicted"):
-            value = getattr(self, name)[:, band]
-            good = np.isfinite(value)
-            mean = np.where(good, value, 0.0).sum(axis=1) / np.maximum(good.sum(axis=1), 1)
-            if not np.all(mean > 0):
-                raise ValueError(f"star {int(np.argmin(mean))} has no positive {name} flux between {low} and {high} A")
-            scales.append(mean[:, None])
-        return StandardStars(
-            self.wavelength, self.x, self.y, self.observed / scales[0], self.observed_error / scales[0],
-            self.predicted / scales[1], self.predicted_error / scales[1],
-        )  # fmt: skip
-
-    def write(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
-        """Write to FITS: HDU ``WAVELENGTH`` and an image of each array."""
-        header = fits.Header({"FORMAT": _STARS, "VERSION": 1})
-        hdus = [fits.PrimaryHDU(header=header)]
-        hdus += [fits.ImageHDU(getattr(self, name), name=name.upper()) for name in self.__dataclass_fields__]
-        with atomic_path(path, overwrite=overwrite) as temporary:
-            fits.HDUList(hdus).writeto(temporary, overwrite=True)
-
-    @classmethod
-    def read(cls, path: str | os.PathLike) -> StandardStars:
-        """Read what `write` wrote.
-
-        Raises
-        ------
-        FormatError
-            Another file, or a damaged one.
-        """
-        data = read_images(path, _STARS, 1, [name.upper() for name in cls.__dataclass_fields__])[0]
-        return cls(**{name: data[name.upper()] for name in cls.__dataclass_fields__})
+__all__ = ["BANDS", "FlatFieldCube", "FlatFieldFlag", "StandardStars", "fit_flat_field", "flat_field_precision"]
 
 
 def fit_flat_field(
@@ -133,14 +25,15 @@ def fit_flat_field(
 ) -> FlatFieldCube:
     """Large-scale flat field of every wavelength from standard stars.
 
-    The ratio of observed to predicted flux is fitted by a polynomial of detector position (second-order in the paper),
-    weighted by the predicted and observed errors. Weights follow the fitted value, not the noisy ratio, whose own
-    would favour low or high ones; the bias ``1 + sigma**2`` of a quotient by a noisy prediction is divided out.
-    Outliers are rejected at ``clip`` sigma, wavelength by wavelength, about a robust first fit.
+    The ratio of observed to predicted flux is a polynomial of detector position (second-order in the paper). Both
+    fluxes have errors: the fit is that of maximum likelihood (total least squares), every star weighted by its true
+    flux as both tell it. A weight by the noisy fluxes themselves would favour low or high ratios. Outliers are
+    rejected at ``clip`` sigma, wavelength by wavelength, about a robust first fit.
 
     Parameters
     ----------
     stars : StandardStars
+        Predictions in the observer's frame, behind the dust; errors as described there.
     domain : tuple, optional
         ((x_low, x_high), (y_low, y_high)) of the detector, pixels; by default what the stars cover. Positions of stars
         beyond it are an error.
@@ -151,7 +44,7 @@ def fit_flat_field(
     scale_errors : bool
         Multiply the covariance by the reduced chi-square where that is above 1: stated errors may be too small.
     max_relative_error : float
-        Ratios of a larger stated relative error are left out.
+        Predictions of a larger stated relative error are left out.
 
     Returns
     -------
@@ -200,16 +93,13 @@ def fit_flat_field(
         ratio = stars.observed / stars.predicted
         relative = stars.predicted_error / stars.predicted
         absolute = stars.observed_error / stars.predicted
-        good = np.isfinite(ratio) & (stars.predicted > 0) & np.isfinite(relative) & np.isfinite(absolute)
-        # by the typical ratio, not by each one's own: that would leave out the low ones
-        middle = np.array([np.median(r[g]) if g.any() else np.nan for r, g in zip(ratio.T, good.T, strict=True)])
-        total = np.hypot(relative, absolute / np.abs(middle))
-    if not np.any(total[good] > 0):
+        good = np.isfinite(ratio) & (stars.predicted > 0) & (relative <= max_relative_error) & np.isfinite(absolute)
+    if not np.any((relative + absolute)[good] > 0):
         raise ValueError("no errors are given: predicted_error and observed_error are 0 or not finite everywhere")
-    good &= (total > 0) & (total <= max_relative_error)
-    relative, absolute = np.where(good, relative, 1.0), np.where(good, absolute, 0.0)
-    # the mean of 1 / (1 + e) with e ~ N(0, s^2) is 1 + s^2 to the second order
-    ratio = np.where(good, ratio / (1.0 + relative**2), 0.0)
+    good &= relative + absolute > 0
+    ratio, relative, absolute = (
+        np.where(good, v, fill) for v, fill in ((ratio, 0.0), (relative, 1.0), (absolute, 0.0))
+    )
     phi = design(stars.x, stars.y, domain, degree)
     if phi.ndim == 2:
         phi = phi[:, None]
@@ -236,7 +126,7 @@ def flat_field_precision(
     bands: dict[str, tuple[float, float]] | None = None,
     seed: int = 0,
 ) -> Table:
-    """Monte Carlo precision of the flat field that ``n_stars`` standard stars give (section 4.4).
+    """Monte Carlo precision of the flat field that ``n_stars`` standard stars give (section 5).
 
     Stars are drawn with replacement from a pool, placed at random over the detector, and their predictions are in error
     by a draw from the pool's errors; a flat field of 1 is fitted. The precision at a wavelength is the root mean square

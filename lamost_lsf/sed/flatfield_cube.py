@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
+import warnings
+from pathlib import Path
 from typing import Any
 
 import astropy.units as u
 import numpy as np
 from astropy.io import fits
-from astropy.nddata import InverseVariance, StdDevUncertainty, VarianceUncertainty
+from astropy.nddata import StdDevUncertainty
 from specutils import Spectrum
 
+from lamost_lsf.convolution.axes import variance_of
 from lamost_lsf.errors import FormatError, OutOfRangeError
 from lamost_lsf.files import atomic_path
 from lamost_lsf.sed.flatfield_fit import basis_terms, design
@@ -40,7 +44,7 @@ class FlatFieldCube:
     degree : int
         Total degree of the polynomial.
     n_stars, chi2, flag : ndarray (n_wave,)
-        Stars used, reduced chi-square (before errors are scaled by it) and `FitFlag`.
+        Stars used, reduced chi-square (before errors are scaled by it) and `FlatFieldFlag`.
     rejected : ndarray (n_star,) of float
         Share of its wavelengths at which a star was rejected.
     """
@@ -211,17 +215,18 @@ class FlatFieldCube:
         response : bool
             Divide by the response too: instrumental units become those of the predictions.
         include_error : bool
-            Add the cube's error to the spectrum's. It is common to all stars near that position.
+            Add the cube's error to the spectrum's, if that has errors. It is common to all stars near that position.
 
         Returns
         -------
         `~specutils.Spectrum`
-            Pixels beyond the cube's wavelengths, or where it is not determined, are NaN and masked.
+            With standard deviations, in the unit of the flux, if the spectrum has errors of any kind. Pixels beyond the
+            cube's wavelengths, where it is not determined, or of infinite variance are NaN and masked.
 
         Raises
         ------
         TypeError
-            Something other than a Spectrum.
+            Something other than a Spectrum, or an uncertainty that is neither std, var nor ivar.
         OutOfRangeError
             A position off the detector, or no wavelength in common.
         """
@@ -241,15 +246,18 @@ class FlatFieldCube:
             x, y = (np.broadcast_to(np.asarray(v, dtype=np.float64), wavelength.shape) for v in (x, y))
         factor, error = self._evaluate(x, y, wavelength, absolute=response, along=along)
         bad = ~(np.isfinite(factor) & (factor > 0))
+        variance, _ = variance_of(spectrum)
+        if variance is not None:
+            bad |= ~np.isfinite(variance)
         factor = np.where(bad, np.nan, factor)
         flux = spectrum.flux / factor
-        variance = _variance(spectrum) / factor**2
-        if include_error:
-            variance = variance + (flux.value * error / factor) ** 2
+        uncertainty = None
+        if variance is not None:
+            own = np.where(bad, np.nan, variance) / factor**2
+            common = (flux.value * error / factor) ** 2 if include_error else 0.0
+            uncertainty = StdDevUncertainty(np.sqrt(own + common), unit=flux.unit)
         mask = bad if spectrum.mask is None else bad | spectrum.mask
         meta = {**spectrum.meta, "flat_field": {"response": bool(response), "degree": self.degree}}
-        known = np.isfinite(variance) | mask
-        uncertainty = StdDevUncertainty(np.sqrt(variance), unit=flux.unit) if known.all() and not mask.all() else None
         return Spectrum(flux=flux, spectral_axis=spectrum.spectral_axis, uncertainty=uncertainty, mask=mask, meta=meta)
 
     # -- files ----------------------------------------------------------------------------------------------
@@ -288,7 +296,7 @@ class FlatFieldCube:
         Raises
         ------
         FormatError
-            Another file, a damaged one, or a version of a later release.
+            Another file, one that was damaged or changed after it was written, or a version of a later release.
         """
         names = ["WAVELENGTH", "COEFF", "COVAR", "NSTARS", "CHI2", "FLAG", "REJECTED"]
         data, header = read_images(path, _FORMAT, _VERSION, names)
@@ -322,28 +330,17 @@ def check_domain(domain: Any) -> tuple[tuple[float, float], tuple[float, float]]
     return (x0, x1), (y0, y1)
 
 
-def _variance(spectrum: Spectrum) -> np.ndarray:
-    """Variance of a spectrum in the unit of its flux; 0 where it has none."""
-    uncertainty = spectrum.uncertainty
-    if uncertainty is None:
-        return np.zeros(spectrum.flux.shape)
-    value = np.asarray(uncertainty.array, dtype=np.float64)
-    if isinstance(uncertainty, StdDevUncertainty):
-        return value**2
-    if isinstance(uncertainty, VarianceUncertainty):
-        return value
-    if isinstance(uncertainty, InverseVariance):
-        return np.where(value > 0, 1.0 / np.where(value > 0, value, 1.0), np.nan)
-    raise TypeError(f"uncertainty of kind {uncertainty.uncertainty_type} is not supported; use std, var or ivar")
-
-
 def read_images(
     path: str | os.PathLike, kind: str, version: int, names: list[str]
 ) -> tuple[dict[str, np.ndarray], fits.Header]:
     """Images by name, and the primary header, of a file of one of this package's kinds; else a FormatError."""
     name = os.fspath(path)
     try:
-        with fits.open(path, checksum=False) as hdus:
+        # from memory: astropy leaves a damaged file open when it stops half-way
+        content = io.BytesIO(Path(path).read_bytes())
+        with warnings.catch_warnings(), fits.open(content, checksum=True) as hdus:
+            # a wrong checksum or a truncated file is a warning of astropy's; here it is an error
+            warnings.simplefilter("error")
             header = hdus[0].header.copy()
             if header.get("FORMAT") != kind:
                 raise FormatError(f"{name} does not hold {kind.removeprefix('lamost_lsf ')}")
@@ -357,6 +354,8 @@ def read_images(
             data = {key: empty if hdus[key].data is None else np.array(hdus[key].data) for key in names}
     except (FileNotFoundError, IsADirectoryError, PermissionError, FormatError):
         raise
-    except (OSError, TypeError, ValueError, KeyError) as error:
-        raise FormatError(f"{name}: not a readable FITS file: {error}") from None
+    except (OSError, TypeError, ValueError, KeyError, Warning) as error:
+        raise FormatError(
+            f"{name}: damaged, changed after it was written, or no FITS file: {str(error).strip()}"
+        ) from None
     return data, header

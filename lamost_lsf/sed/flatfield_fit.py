@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.polynomial import legendre
 
-__all__ = ["FitFlag", "WavelengthFit", "basis_terms", "design", "fit_wavelengths"]
+__all__ = ["FlatFieldFlag", "WavelengthFit", "basis_terms", "design", "fit_wavelengths"]
 
 #: Half-width of the linear part of Huber's function, in sigma: 95 % efficient for Gaussian errors.
 _HUBER = 1.345
 _ROBUST_STEPS, _CLIP_STEPS = 12, 12
+#: Of the estimate of a star's true flux, and the least that it may be, of the predicted flux.
+_TRUE_STEPS, _LEAST = 3, 0.1
 
 
-class FitFlag(enum.IntFlag):
+class FlatFieldFlag(enum.IntFlag):
     """What is to be known about the fit at a wavelength."""
 
     TOO_FEW = 1  #: fewer than twice as many stars as coefficients: NaN
@@ -69,17 +71,24 @@ def design(
 
 
 def fit_wavelengths(
-    phi: np.ndarray, value: np.ndarray, relative: np.ndarray, absolute: np.ndarray, good: np.ndarray, *, clip: float
+    phi: np.ndarray, ratio: np.ndarray, relative: np.ndarray, absolute: np.ndarray, good: np.ndarray, *, clip: float
 ) -> WavelengthFit:
-    """Fit ``value ~ phi @ c`` at every wavelength; errors are ``relative`` times the fitted value, and ``absolute``.
+    """Fit ``observed = (phi @ c) * true`` at every wavelength, where predicted = true (1 + relative * noise), too.
 
-    An error that followed the noisy value itself would weigh values by their own noise, and bias the fit.
+    Both fluxes have errors. Least squares in the observed flux would be drawn low by the noise of the predictions, the
+    mean of the ratios high, and a weight by the noisy prediction low again. Here each star's true flux is estimated
+    from both, by their errors, and is the weight of its residual: residual and estimate are uncorrelated, and the fit
+    is that of maximum likelihood (total least squares).
 
     Parameters
     ----------
     phi : ndarray (n_star, n_wave or 1, k)
-    value, relative, absolute : ndarray (n_star, n_wave)
-        Errors are one sigma; not both 0 where ``good``.
+    ratio : ndarray (n_star, n_wave)
+        Observed over predicted flux.
+    relative : ndarray (n_star, n_wave)
+        One sigma of the predictions over the true flux.
+    absolute : ndarray (n_star, n_wave)
+        One sigma of the observations over the predicted flux; not both errors 0 where ``good``.
     good : ndarray of bool (n_star, n_wave)
     clip : float
         Rejection, in the larger of the stated sigma and the robust scatter.
@@ -88,50 +97,56 @@ def fit_wavelengths(
     -------
     WavelengthFit
     """
-    n_wave = value.shape[1]
+    n_wave = ratio.shape[1]
     k = phi.shape[-1]
     flag = np.zeros(n_wave, dtype=np.int64)
     enough = good.sum(axis=0) >= 2 * k
-    flag[~enough] |= FitFlag.TOO_FEW
+    flag[~enough] |= FlatFieldFlag.TOO_FEW
     good = good & enough
     # a first model without outliers: the median, then Huber's weights
-    start = np.array([np.median(value[good[:, w], w]) if enough[w] else 1.0 for w in range(n_wave)])
-    model = np.broadcast_to(start, value.shape)
+    start = np.array([np.median(ratio[good[:, w], w]) if enough[w] else 1.0 for w in range(n_wave)])
+    model = np.broadcast_to(start, ratio.shape)
 
-    def error(model: np.ndarray) -> np.ndarray:
+    def errors(model: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Residuals in sigma and inverse variances, both (n_star, n_wave), 0 where not good."""
         # a bad first model must not make an error vanish or change its sign
-        return np.hypot(relative * np.maximum(model, 0.1 * np.abs(start)), absolute)
+        positive = np.maximum(model, _LEAST * np.abs(start))
+        true = np.ones_like(ratio)  # over the predicted flux
+        for _ in range(_TRUE_STEPS):
+            variance = (relative * positive * true) ** 2 + absolute**2
+            true = np.maximum(1.0 + (ratio / positive - 1.0) * (1.0 - absolute**2 / variance), _LEAST)
+        variance = (relative * positive * true) ** 2 + absolute**2
+        return np.where(good, (ratio - model) / np.sqrt(variance), 0.0), np.where(good, true / variance, 0.0)
 
     coefficients = np.zeros((n_wave, k))
     for _ in range(_ROBUST_STEPS):
-        sigma = error(model)
-        z = np.where(good, (value - model) / sigma, 0.0)
+        z, weight = errors(model)
         scale = np.maximum(_scatter(z, good), 1.0)
-        weight = good / sigma**2 * np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(z), 1e-300))
-        coefficients, _, _ = _solve(phi, value, weight)
+        coefficients, _, _ = _solve(
+            phi, ratio, weight * np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(z), 1e-300))
+        )
         last, model = model, _model(phi, coefficients)
-        if np.all(np.abs(model - last) <= 1e-2 * sigma):
+        if np.all(np.abs(model - last)[good] * np.sqrt(weight[good]) <= 1e-2):
             break
     used = good
     for _ in range(_CLIP_STEPS):
-        sigma = error(model)
-        z = np.where(good, (value - model) / sigma, 0.0)
+        z, weight = errors(model)
         scale = np.maximum(_scatter(z, good), 1.0)
         now = good & (np.abs(z) <= clip * scale)
-        coefficients, covariance, singular = _solve(phi, value, now / sigma**2)
+        coefficients, covariance, singular = _solve(phi, ratio, np.where(now, weight, 0.0))
         new = _model(phi, coefficients)
         same = np.array_equal(now, used) and np.allclose(new, model, rtol=1e-9, atol=0)
         model, used = new, now
         if same:
             break
-    z = np.where(used, (value - model) / error(model), 0.0)
+    z = np.where(used, errors(model)[0], 0.0)
     freedom = used.sum(axis=0) - k
     chi2 = np.sum(z**2, axis=0) / np.maximum(freedom, 1) / _kept_variance(clip)
-    flag[singular & enough] |= FitFlag.SINGULAR
-    flag[(freedom < k) & enough] |= FitFlag.TOO_FEW
-    flag[enough & (coefficients[:, 0] <= 0)] |= FitFlag.NEGATIVE
-    flag[enough & (used.sum(axis=0) < 0.8 * good.sum(axis=0))] |= FitFlag.MANY_REJECTED
-    failed = (flag & (FitFlag.TOO_FEW | FitFlag.SINGULAR | FitFlag.NEGATIVE)) != 0
+    flag[singular & enough] |= FlatFieldFlag.SINGULAR
+    flag[(freedom < k) & enough] |= FlatFieldFlag.TOO_FEW
+    flag[enough & (coefficients[:, 0] <= 0)] |= FlatFieldFlag.NEGATIVE
+    flag[enough & (used.sum(axis=0) < 0.8 * good.sum(axis=0))] |= FlatFieldFlag.MANY_REJECTED
+    failed = (flag & (FlatFieldFlag.TOO_FEW | FlatFieldFlag.SINGULAR | FlatFieldFlag.NEGATIVE)) != 0
     coefficients[failed], covariance[failed], chi2[failed] = np.nan, np.nan, np.nan
     return WavelengthFit(coefficients, covariance, chi2, used & ~failed, flag)
 
