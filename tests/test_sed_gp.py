@@ -155,6 +155,13 @@ def test_far_labels_are_outside_and_near_ones_are_not():
     new = np.array([[7000.0, 3.5, -0.7], [30000.0, 4.0, 0.0], [7000.0, 3.5, -9.0], [np.nan, 4.0, 0.0]])
     prediction = gp.predict(new)
     assert prediction.outside.tolist() == [False, True, True, False]
+    # a label just beyond all others is outside, however smooth the spectra are
+    low, high = labels.min(axis=0), labels.max(axis=0)
+    middle, step = 0.5 * (low + high), 0.1 * (high - low)
+    for k in range(3):
+        edges = np.tile(middle, (4, 1))
+        edges[:, k] = low[k] - step[k], low[k], high[k], high[k] + step[k]
+        assert gp.predict(edges).beyond.tolist() == [True, False, False, True]
     assert np.isnan(prediction.flux[3]).all()
     assert prediction.error[1].mean() > 2 * prediction.error[0].mean()
 

@@ -197,6 +197,35 @@ def test_errors_are_those_of_a_monte_carlo():
     assert x.snr == pytest.approx(25 / np.sqrt(0.75), rel=0.1)  # cubic weights average a little
 
 
+def test_errors_are_those_of_lines_in_correlated_noise():
+    # LAMOST's pixels are 0.92 of the grid's: interpolated noise is smaller at a pixel, and correlated
+    w = 3700 * 10 ** (1e-4 * np.arange(3000))
+    rng = np.random.default_rng(2)
+    centres = np.arange(100, 2100, 60)
+    offset = np.arange(-25, 26)
+    line = np.exp(-0.5 * (offset / 2.5) ** 2)
+    line -= line.mean()
+    grid = sed.WavelengthGrid(2000, 4000, 6900)
+    at = centres[:, None] + offset
+    pulls, pixels, white = [], [], []
+    for _ in range(100):
+        star = Spectrum(
+            flux=(40 + rng.normal(0, 1, w.size)) * u.one, spectral_axis=w * u.AA,
+            uncertainty=StdDevUncertainty(np.ones(w.size)),
+        )  # fmt: skip
+        x = sed.input_vector(star, 0 * u.km / u.s, grid=grid)
+        strength = (x.flux[at] - 1) @ line
+        pulls.append(strength / np.sqrt((x.error[at] ** 2) @ line**2))
+        pixels.append((x.flux - 1) / x.error)
+        # the continuum takes its part of a line's strength from white noise, too
+        normal, _ = sed.normalize_flux(40 + rng.normal(0, 1, len(grid)))
+        white.append((normal[at] - 1) @ line * 40 / np.sqrt(line @ line))
+    assert np.std(pulls) / np.std(white) == pytest.approx(1.0, abs=0.04)
+    assert np.std(pixels) < 0.95
+    # an SNR of a native pixel holds for more of the spectrum in one of the grid
+    assert x.snr == pytest.approx(40 / np.sqrt(np.log(10) * 1e-4 / grid.step), rel=0.01)
+
+
 def test_masked_pixels_do_not_matter():
     star = sed_stars.observed(snr=50)
     bad = np.zeros(star.flux.size, dtype=bool)
@@ -316,6 +345,13 @@ def test_distance_from_the_training_set():
     error[0, 100:110] = np.inf
     _, residual = domain.measure(spike, error[:1])
     assert residual[0] < domain.limit_residual
+    # what is taken out does not shift the rest along the components: not even a third of the star that is farthest
+    all_of_it, _ = domain.measure(flux[:60], np.full((60, flux.shape[1]), 1e-3))
+    far = int(np.argmax(all_of_it))
+    some = np.full((1, flux.shape[1]), 1e-3)
+    some[0, 120:200] = np.inf
+    part, _ = domain.measure(flux[far : far + 1], some)
+    assert part[0] == pytest.approx(all_of_it[far], rel=0.1)
 
 
 def test_importing_sed_does_not_import_torch():

@@ -307,6 +307,30 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, trained):
         )
 
 
+def test_fine_tuning_is_not_taken_up_from_another_model(tmp_path, trained):
+    class KilledError(Exception):
+        pass
+
+    def kill(phase, step, steps, loss):
+        # the state is written after a validation was told
+        if step >= 4:
+            raise KilledError
+
+    path = tmp_path / "state.safetensors"
+    settings = dataclasses.replace(QUICK, epochs=2, validate_every=2, validation=0.0)
+    with pytest.raises(KilledError):
+        sed.finetune(trained[0], sed_stars.spectra(30), settings, checkpoint=path, progress=kill)
+    other = sed.SEDModel.ensemble([trained[0]])
+    other.networks = [copy.deepcopy(trained[0].networks[0])]
+    with torch.no_grad():
+        other.networks[0].sed.bias += 0.01
+    with pytest.raises(FormatError, match="another training"):
+        sed.finetune(other, sed_stars.spectra(30), settings, checkpoint=path)
+    sed.finetune(trained[0], sed_stars.spectra(30), settings, checkpoint=path)
+    with pytest.raises(ValueError, match="network by network"):
+        sed.finetune(sed.SEDModel.ensemble([trained[0], other]), sed_stars.spectra(30), settings)
+
+
 def test_history_is_written_as_ecsv(tmp_path, trained):
     from astropy.table import Table
 
@@ -330,6 +354,9 @@ def test_fine_tuning_uses_the_part_of_a_sed_that_is_known(trained):
     red = sed_stars.OUTPUT.select(6200, 7000)
     assert abs(np.nanmedian(sed.evaluate(model, other, (40.0,)).residual[:, red]) - 0.25) < 0.05
     assert abs(np.nanmedian(sed.evaluate(tuned, other, (40.0,)).residual[:, red])) < 0.02
+    # what each pixel's answer rests on
+    np.testing.assert_array_equal(model.coverage, 2)
+    np.testing.assert_array_equal(tuned.coverage, np.where(known, 2, 1))
     wrong = sed.prepare_set(
         sed_stars.library(3), input_grid=sed_stars.INPUT, output_grid=sed.WavelengthGrid(50, 4000, 7500)
     )
@@ -406,6 +433,34 @@ def test_a_model_survives_its_file(tmp_path, trained):
     assert not (tmp_path / "b.safetensors").exists()
 
 
+def test_factors_of_the_errors_are_applied_kept_and_dropped(tmp_path, trained):
+    model, _ = trained
+    flux, error = noisy_inputs(sed_stars.spectra(5), 40.0)
+    value, plain, _ = model.evaluate_networks(flux, error)
+    n = len(model.output_grid)
+    factor = np.stack([np.full(n, 3.0), np.linspace(1, 2, n)])
+    scaled = sed.SEDModel(
+        model.networks, model.input_grid, model.output_grid, model.domain, snr_range=model.snr_range,
+        error_scale=sed.ErrorScale([20.0, 40.0], factor),
+    )  # fmt: skip
+    scaled.write(tmp_path / "scaled.safetensors")
+    for one in (scaled, sed.SEDModel.read(tmp_path / "scaled.safetensors")):
+        again, larger, _ = one.evaluate_networks(flux, error)
+        np.testing.assert_array_equal(again, value)
+        np.testing.assert_allclose(larger / plain, np.broadcast_to(factor[1], plain.shape), rtol=1e-6)
+        _, noisier, _ = one.evaluate_networks(flux, 2 * error)
+        np.testing.assert_allclose(noisier / model.evaluate_networks(flux, 2 * error)[1], 3.0, rtol=1e-6)
+    # errors that are fitted anew have none, nor has an ensemble
+    assert sed.SEDModel.ensemble([scaled, scaled]).error_scale is None
+    settings = dataclasses.replace(QUICK, epochs=1, validation=0.0)
+    assert sed.fit_quantiles(scaled, sed_stars.spectra(20), settings)[0].error_scale is None
+    with pytest.raises(ValueError, match="do not fit a grid"):
+        sed.SEDModel(
+            model.networks, model.input_grid, model.output_grid, model.domain, snr_range=(20, 40),
+            error_scale=sed.ErrorScale([20.0], np.ones((1, 7))),
+        )  # fmt: skip
+
+
 def test_damaged_and_foreign_files_are_refused(tmp_path, trained):
     from safetensors.torch import load_file, save_file
 
@@ -463,6 +518,27 @@ def test_prediction_is_a_spectrum_with_errors(trained):
     assert scaled.flux.unit == u.erg / u.s / u.cm**2 / u.AA
 
 
+def test_pixels_that_no_star_covered_are_not_predicted(tmp_path, trained):
+    stars = sed_stars.spectra(30)
+    known = stars.output_grid.select(4500, 7600)
+    partly = dataclasses.replace(stars, sed=np.where(known, stars.sed, np.nan).astype(np.float32))
+    settings = dataclasses.replace(QUICK, epochs=2, validation=0.0)
+    model, _ = sed.pretrain(partly, settings, architecture=SMALL)
+    np.testing.assert_array_equal(model.coverage, np.where(known, 2, 0))
+    model.write(tmp_path / "partly.safetensors")
+    for one in (model, sed.SEDModel.read(tmp_path / "partly.safetensors"), sed.SEDModel.ensemble([trained[0], model])):
+        result = sed.predict(one, [sed_stars.observed(1)], 0 * u.km / u.s)
+        np.testing.assert_array_equal(np.isfinite(result.flux.value[0]), known)
+        np.testing.assert_array_equal(result.mask[0], ~known)
+        np.testing.assert_array_equal(result.meta["coverage"] > 0, known)
+    # stars that know more do not make the model know it
+    assert np.isnan(sed.evaluate(model, stars, (30.0,)).residual[:, ~known]).all()
+    with pytest.raises(ValueError, match="coverage must be"):
+        sed.SEDModel(
+            model.networks, model.input_grid, model.output_grid, model.domain, snr_range=(20, 40), coverage=[1, 2]
+        )
+
+
 def test_a_batch_is_its_spectra_one_by_one_and_survives_bad_ones(trained):
     model, _ = trained
     stars = [sed_stars.observed(k, rv=10.0 * k, seed=k) for k in range(5)]
@@ -493,8 +569,40 @@ def test_predictions_that_are_not_to_be_trusted_are_flagged(trained):
     hot = sed.predict(model, star, rv, teff=12000 * u.K)
     assert hot.meta["flags"] == sed.SEDFlag.TEFF_RANGE
     assert sed.predict(model, star, rv, teff=6000 * u.K).meta["flags"] == 0
+    assert sed.predict(model, star, rv, teff=np.nan * u.K).meta["flags"] == 0  # not known
+    # an object that is no star by its header
+    star.meta["class"] = "GALAXY"
+    with pytest.warns(CoverageWarning):
+        galaxy = sed.predict(model, star, rv)
+    assert galaxy.meta["flags"] == sed.SEDFlag.FAR_FROM_TRAINING
+    assert "GALAXY" in galaxy.meta["messages"]
     # noisier spectra have larger errors
     assert np.median(noisy.meta["aleatoric"]) > np.median(hot.meta["aleatoric"])
+
+
+def test_lines_of_the_sky_do_not_make_a_star_another_kind_of_object(trained):
+    model, _ = trained
+    star = sed_stars.observed(2, rv=-300.0, snr=30)
+    rv = -300 * u.km / u.s
+    assert sed.predict(model, star, rv).meta["flags"] == 0
+    w = star.spectral_axis.to_value(u.AA)
+    flux = star.flux.value * (1 + 0.8 * ((w > 5576) & (w < 5582)) - 0.5 * ((w > 5889) & (w < 5899)))
+    sky = Spectrum(
+        flux=flux * u.one, spectral_axis=star.spectral_axis, uncertainty=star.uncertainty, meta=dict(star.meta)
+    )
+    assert sed.predict(model, sky, rv).meta["flags"] == 0
+    # at any other wavelength they do
+    other = Spectrum(
+        flux=np.roll(flux, 150) * u.one, spectral_axis=star.spectral_axis, uncertainty=star.uncertainty, meta=star.meta
+    )
+    with pytest.warns(CoverageWarning):
+        assert sed.predict(model, other, rv).meta["flags"]
+
+
+def test_hopeless_noise_gives_no_sed(trained):
+    model, _ = trained
+    with pytest.raises(ValueError, match=r"SNR of 3\.\d is too low"):
+        sed.predict(model, sed_stars.observed(1, snr=3), 0 * u.km / u.s)
 
 
 def test_bad_arguments_of_predict_are_refused(trained):
@@ -503,6 +611,13 @@ def test_bad_arguments_of_predict_are_refused(trained):
     for reference in (0 * u.Jy, -1 * u.Jy, np.nan * u.Jy):
         with pytest.raises(ValueError, match="reference_flux must be positive"):
             sed.predict(model, star, rv, reference_flux=reference)
+    for reference in (1 * u.Jy, 3 * u.km):
+        with pytest.raises(TypeError, match="per wavelength"):
+            sed.predict(model, star, rv, reference_flux=reference)
+    with pytest.raises(TypeError, match="SEDModel"):
+        sed.predict("model.safetensors", star, rv)
+    with pytest.raises(ValueError, match="batch_size"):
+        sed.predict(model, star, rv, batch_size=0)
     with pytest.raises(ValueError, match="rv must be one value or 2"):
         sed.predict(model, [star, star], [1, 2, 3] * u.km / u.s)
     with pytest.raises(TypeError, match="teff must be"):
@@ -540,6 +655,30 @@ def test_summaries_recover_planted_residuals():
     assert gi["median"] == pytest.approx(0.005, abs=1e-3)
     assert gi["ratio"] == pytest.approx(2, rel=0.05)
     assert gi["bias"] == pytest.approx(0.125, rel=0.2)
+
+
+def test_a_class_of_one_star_has_no_scatter():
+    grid = sed_stars.OUTPUT
+    one = np.ones((3, len(grid)))
+    residual = np.random.default_rng(0).normal(0, 0.1, one.shape)
+    table = sed.summarize(
+        Residuals(grid, residual, 0.1 * one, np.array(["F", "F", "s"]), np.full(3, 20.0), np.arange(3), one, one)
+    )
+    assert set(table["group"]) == {"F"}
+    assert robust_scatter(np.empty((5, 0))).shape == (0,)
+
+
+def test_residuals_are_joined():
+    stars = sed_stars.spectra(4)
+    part = Residuals(stars.output_grid, *(np.arange(4.0)[:, None] * np.ones(len(stars.output_grid)),) * 2, stars.group,
+                     np.full(4, 20.0), np.arange(4), stars.sed, stars.sed)  # fmt: skip
+    both = Residuals.concatenate([part, part.select(snr=20.0)])
+    np.testing.assert_array_equal(both.index, np.arange(8))
+    np.testing.assert_array_equal(both.residual[:, 0], [0, 1, 2, 3, 0, 1, 2, 3])
+    other = dataclasses.replace(part, grid=sed.OUTPUT_GRID)
+    for bad in ([], [part, other]):
+        with pytest.raises(ValueError, match="one grid"):
+            Residuals.concatenate(bad)
 
 
 def test_root_mean_square_error_of_a_star():

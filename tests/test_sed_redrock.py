@@ -23,7 +23,7 @@ def stars(data_dir, kind):
     """Distinct stars of a class."""
     library = sed.read_library("redrock", data_dir / "templates/redrock", types=kind)
     spectra = sed.prepare_set(library[library.positive(3500, 9100)], input_grid=INPUT, output_grid=OUTPUT)
-    return spectra.take(np.sort(np.unique(spectra.star, return_index=True)[1]))
+    return spectra.distinct()
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +97,36 @@ def test_an_ensemble_knows_what_it_has_not_seen(plain, sets, data_dir):
     assert unknown > 8 * known
     assert unknown > 3 * aleatoric
     assert far.mean() > 0.9
+
+
+def test_errors_from_stars_kept_out_are_those_of_new_stars(sets):
+    # a few stars and many passes: the networks know them by heart
+    few, rest = sets[0].split(0.15, seed=1)
+    new = sed.SpectralSet.concatenate([rest, sets[1]])
+    settings = sed.TrainSettings(epochs=400, batch_size=64, learning_rate=1e-2, validation=0, validate_every=100)
+    known = []
+
+    def fit(part, k):
+        known.append(set(part.star))
+        return sed.pretrain(part, dataclasses.replace(settings, seed=k), architecture=SMALL)[0]
+
+    model, held_out = sed.cross_fit(fit, few, 4, repeats=2)
+    assert len(model.networks) == 4
+    assert set().union(*known) == set(few.star)
+    # each star is predicted by the one network that does not know it
+    assert all(sum(star not in part for part in known) == 1 for star in few.star)
+    assert len(held_out.residual) == len(few) * 2 * 2
+    bare = sed.SEDModel.ensemble([model])
+
+    def pull(model, spectra):
+        residuals = sed.evaluate(model, spectra, (20.0, 40.0), repeats=2)
+        return float(np.median(np.quantile(np.abs(residuals.residual / residuals.sigma), 0.6827, axis=0)))
+
+    before, after = pull(bare, new), pull(model, new)
+    assert pull(bare, few) < 0.8 * before  # what the training stars say of the errors is too good
+    assert before > 1.1
+    assert 0.85 < after < 1.15
+    # the same by stars that are set aside; the model that was given is as it was
+    calibrated = sed.calibrate_errors(bare, sets[1], repeats=2)
+    assert 0.85 < pull(calibrated, rest) < 1.15
+    assert pull(bare, new) == before

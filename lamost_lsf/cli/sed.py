@@ -58,7 +58,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_library(parser: argparse.ArgumentParser, test_share: float) -> None:
+def _add_library(parser: argparse.ArgumentParser, test_share: float | None) -> None:
     group = parser.add_argument_group("library")
     group.add_argument("folder", metavar="FOLDER", help="of the library's files")
     group.add_argument("--library", metavar="NAME", required=True, help="redrock, miles, ngsl, bosz, calspec, ...")
@@ -70,14 +70,30 @@ def _add_library(parser: argparse.ArgumentParser, test_share: float) -> None:
         "--clean", action="store_true",
         help="drop stars that are unlike what their labels predict, by a Gaussian process (needs scikit-learn)",
     )  # fmt: skip
+    group.add_argument("--distinct", action="store_true", help="one spectrum of each star: copies are dropped")
     group.add_argument(
         "--fwhm", metavar="X", type=float,
         help="bring inputs to FWHM = max(X, wavelength / R), Angstrom; for libraries coarser than the input's R",
     )  # fmt: skip
     group.add_argument(
-        "--test-share", metavar="X", type=float, default=test_share, help=f"of the stars, set aside ({test_share:g})"
+        "--lsf-of", metavar="FILE",
+        help="LAMOST spectrum whose instrumental profile makes the inputs, instead of a Gaussian of the input's R",
+    )  # fmt: skip
+    source = group.add_mutually_exclusive_group()
+    source.add_argument("--archive", metavar="DIR", help="folder of instrumental profile models, for --lsf-of")
+    source.add_argument("--simulated", action="store_true", help="the built-in simulated instrument, for --lsf-of")
+    own = "default: as the model was trained, where this is its library, else {}"
+    group.add_argument(
+        "--test-share", metavar="X", type=float, default=test_share,
+        help="of the stars, set aside (" + (own.format(0.25) if test_share is None else f"{test_share:g}") + ")",
+    )  # fmt: skip
+    group.add_argument(
+        "--split-seed",
+        metavar="N",
+        type=int,
+        default=None if test_share is None else 0,
+        help="of the division into training and test" + (f" ({own.format(0)})" if test_share is None else ""),
     )
-    group.add_argument("--split-seed", metavar="N", type=int, default=0, help="of the division into training and test")
 
 
 def _add_training(parser: argparse.ArgumentParser, epochs: float, batch: int, rate: float) -> None:
@@ -95,7 +111,16 @@ def _add_training(parser: argparse.ArgumentParser, epochs: float, batch: int, ra
         "--quantiles", metavar="X", type=float, default=0.0,
         help="passes of a last stage that makes SEDs medians and errors hold 68 %% of the residuals (default: none)",
     )  # fmt: skip
-    group.add_argument("--ensemble", metavar="N", type=int, default=1, help="networks (default: 1)")
+    several = group.add_mutually_exclusive_group()
+    several.add_argument("--ensemble", metavar="N", type=int, help="networks (default: 1, or those of MODEL)")
+    several.add_argument(
+        "--folds", metavar="N", type=int, default=0,
+        help="networks that are each trained without one part of the stars, which then tells how large errors are",
+    )  # fmt: skip
+    group.add_argument(
+        "--error-snr", metavar="X", type=float, nargs="+",
+        help="noise to add to those parts; inf adds none (default: the lowest and the highest of --snr)",
+    )  # fmt: skip
     group.add_argument("--compile", action="store_true", help="compile the network first (needs a C++ compiler)")
     group.add_argument("--seed", metavar="N", type=int, default=0)
     group.add_argument("--checkpoint", metavar="FILE", help="default: the model's name with .checkpoint")
@@ -129,6 +154,7 @@ def _add_predict(actions: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help="model file")
     parser.add_argument("spectra", metavar="SPECTRUM", nargs="+", help="LAMOST files, or any that specutils reads")
     parser.add_argument("--rv", metavar="V", type=float, help="km/s, of all spectra; default: the headers' redshift")
+    parser.add_argument("--teff", metavar="K", type=float, help="of all spectra: flags those outside the trained range")
     parser.add_argument("-o", "--output", metavar="FILE", help="table of SEDs, one row a spectrum (.fits or .ecsv)")
     parser.add_argument("--plot", metavar="FILE", help="plot of the SEDs")
 
@@ -136,7 +162,7 @@ def _add_predict(actions: Any) -> None:
 def _add_evaluate(actions: Any) -> None:
     parser = actions.add_parser("evaluate", help="residuals and errors on stars whose SEDs are known")
     parser.add_argument("model", metavar="MODEL", help="model file")
-    _add_library(parser, 0.25)
+    _add_library(parser, None)
     parser.add_argument("--all", action="store_true", help="all stars of the library, not the test share alone")
     parser.add_argument(
         "--snr", metavar="X", type=float, nargs="+", default=[20, 40, 80], help="noise to add; inf adds none"
@@ -187,29 +213,62 @@ def _spectra(args: argparse.Namespace, input_grid: Any, output_grid: Any) -> tup
     if len(library) < 2:
         raise CommandError(f"{len(library)} stars of library {args.library} are left by these choices")
     options = {}
+    if args.lsf_of:
+        options["input_lsf"] = _lsf(args)
+    elif args.archive or args.simulated:
+        raise CommandError("--archive and --simulated go with --lsf-of")
     if args.fwhm is not None:
+        if args.lsf_of:
+            raise CommandError("give --fwhm or --lsf-of, not both")
         floor, power = args.fwhm, input_grid.resolving_power
         options["input_fwhm"] = lambda w: np.maximum(floor, w / power)
     spectra = prepare_set(library, input_grid=input_grid, output_grid=output_grid, **options)
+    if args.distinct:
+        spectra = spectra.distinct()
     if not 0 < args.test_share < 1:
         raise CommandError(f"--test-share must lie between 0 and 1, got {args.test_share}")
     train, test = spectra.split(1.0 - args.test_share, seed=args.split_seed)
     return train, test
 
 
+def _lsf(args: argparse.Namespace) -> Any:
+    """LSF of the spectrum that the arguments name."""
+    from lamost_lsf.models import IPArchive
+
+    if args.simulated:
+        from lamost_lsf.simulation import Observatory
+
+        archive: Any = Observatory()
+    elif args.archive:
+        archive = IPArchive(args.archive)
+    else:
+        raise CommandError("--lsf-of needs --archive DIR or --simulated")
+    return archive.lsf_for(read_observed(args.lsf_of))
+
+
+def _split(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides which stars are set aside: the share, the seed, and the choice of stars that are divided."""
+    chosen = {name: getattr(args, name) for name in ("types", "teff", "ebv", "positive", "clean", "distinct")}
+    return {"test_share": args.test_share, "seed": args.split_seed, **{k: v for k, v in chosen.items() if v}}
+
+
 # -- train, finetune ----------------------------------------------------------------------------------------------
 
 
 def _train(args: argparse.Namespace) -> int:
-    from lamost_lsf.sed import Augmentation, SEDModel, TrainSettings, WavelengthGrid, finetune, fit_quantiles, pretrain
+    from lamost_lsf.sed import SEDModel, WavelengthGrid, cross_fit
 
     if Path(args.output).suffix != ".safetensors":
         raise CommandError(f"{args.output}: a model file ends in .safetensors")
     history_path = Path(args.output).with_suffix(".history.ecsv")
     for path in (args.output, str(history_path)):
         check_output(path, args.overwrite)
-    if args.ensemble < 1:
+    if args.ensemble is not None and args.ensemble < 1:
         raise CommandError(f"--ensemble must be at least 1, got {args.ensemble}")
+    if args.folds < 0 or args.folds == 1:
+        raise CommandError(f"--folds must be at least 2, got {args.folds}")
+    if args.error_snr and not args.folds:
+        raise CommandError("--error-snr goes with --folds")
     base = None
     if args.action == "finetune":
         base = SEDModel.read(args.model)
@@ -221,12 +280,37 @@ def _train(args: argparse.Namespace) -> int:
         )
     train, test = _spectra(args, *grids)
     note(f"{len(train)} spectra to train on, {len(test)} set aside")
-    meta = {
-        "library": args.library, "n_train": len(train),
-        "split": {"test_share": args.test_share, "seed": args.split_seed},
-    }  # fmt: skip
-    bars, models, rows = Training(), [], []
-    for k in range(args.ensemble):
+    if args.ensemble is None:
+        args.ensemble = 1 if base is None else len(base.networks)
+    trainer = _Trainer(args, base, len(train))
+    if args.folds:
+        result, _ = cross_fit(trainer, train, args.folds, args.error_snr, seed=args.seed)
+    else:
+        result = SEDModel.ensemble([trainer(train, k) for k in range(args.ensemble)])
+    trainer.bars.close()
+    result.write(args.output, overwrite=args.overwrite)
+    _write_histories(trainer.histories, history_path, args.overwrite)
+    for checkpoint in trainer.checkpoints:
+        checkpoint.unlink(missing_ok=True)
+    note(f"wrote {args.output} and {history_path.name}")
+    best = min(row["validation_loss"] for row in trainer.histories[-1].rows)
+    if args.json:
+        print_json({"model": args.output, "n_train": len(train), "n_test": len(test), "validation_loss": best})
+    return 0
+
+
+class _Trainer:
+    """Trains the k-th network of a command on a set; keeps histories and checkpoints."""
+
+    def __init__(self, args: argparse.Namespace, base: Any, n_train: int) -> None:
+        self.args, self.base = args, base
+        self.bars, self.histories, self.checkpoints = Training(), [], []
+        self.meta = {"library": args.library, "n_train": n_train, "split": _split(args)}
+
+    def __call__(self, train: Any, k: int) -> Any:
+        from lamost_lsf.sed import Augmentation, TrainSettings, finetune, fit_quantiles, pretrain
+
+        args, base = self.args, self.base
         settings = TrainSettings(
             epochs=args.epochs, batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed + k,
             validate_every=50 if base else 200, compile=args.compile, validation=args.validation,
@@ -235,34 +319,21 @@ def _train(args: argparse.Namespace) -> int:
             ),
         )  # fmt: skip
         stem = Path(args.checkpoint) if args.checkpoint else Path(args.output).with_suffix(".checkpoint")
-        checkpoint = stem if args.ensemble == 1 else stem.with_name(f"{stem.stem}-{k}{stem.suffix}")
-        options = {"device": args.device, "checkpoint": checkpoint, "progress": bars, "meta": meta}
+        alone = args.ensemble == 1 and not args.folds
+        checkpoint = stem if alone else stem.with_name(f"{stem.stem}-{k}{stem.suffix}")
+        options = {"device": args.device, "checkpoint": checkpoint, "progress": self.bars, "meta": self.meta}
         if base is None:
             model, history = pretrain(train, settings, **options)
         else:
             # each network of an ensemble goes on by itself
-            one = SEDModel(
-                [base.networks[k % len(base.networks)]], base.input_grid, base.output_grid, base.domain,
-                snr_range=base.snr_range, teff_range=base.teff_range, meta=base.meta,
-            )  # fmt: skip
-            model, history = finetune(one, train, settings, **options)
+            model, history = finetune(base.single(k % len(base.networks)), train, settings, **options)
         if args.quantiles > 0:
             last = replace(settings, epochs=args.quantiles, batch_size=128, learning_rate=2e-3)
-            model, more = fit_quantiles(model, train, last, device=args.device, progress=bars)
+            model, more = fit_quantiles(model, train, last, device=args.device, progress=self.bars)
             history.rows += more.rows
-        models.append((model, checkpoint))
-        rows.append(history)
-    bars.close()
-    result = SEDModel.ensemble([model for model, _ in models])
-    result.write(args.output, overwrite=args.overwrite)
-    _write_histories(rows, history_path, args.overwrite)
-    for _, checkpoint in models:
-        checkpoint.unlink(missing_ok=True)
-    note(f"wrote {args.output} and {history_path.name}")
-    best = min(row["validation_loss"] for row in rows[-1].rows)
-    if args.json:
-        print_json({"model": args.output, "n_train": len(train), "n_test": len(test), "validation_loss": best})
-    return 0
+        self.histories.append(history)
+        self.checkpoints.append(checkpoint)
+        return model
 
 
 def _write_histories(histories: list[Any], path: Path, overwrite: bool) -> None:
@@ -287,6 +358,8 @@ def _predict(args: argparse.Namespace) -> int:
 
     for path in (args.output, args.plot):
         check_output(path, args.overwrite)
+    if args.output and Path(args.output).suffix.lower() not in (".fits", ".ecsv"):
+        raise CommandError(f"{args.output}: SEDs can be .fits or .ecsv; choose one as the ending of its name")
     model = SEDModel.read(args.model)
     spectra, names, failed = [], [], []
     for path in args.spectra:
@@ -303,16 +376,18 @@ def _predict(args: argparse.Namespace) -> int:
         raise CommandError("none of the files could be read")
     rv = None if args.rv is None else args.rv * u.km / u.s
     device = "cpu" if args.device == "auto" else args.device
-    if len(spectra) == 1:
-        # what is wrong with a single spectrum is an error
-        predict(model, spectra[0], rv, device=device)
-    result = predict(model, spectra, rv, device=device)
+    teff = None if args.teff is None else args.teff * u.K
+    result = predict(model, spectra, rv, teff=teff, device=device)
     meta = result.meta
+    if len(spectra) == 1 and meta["flags"][0] & SEDFlag.FAILED:
+        # what is wrong with a single spectrum is an error
+        raise CommandError(f"{names[0]}: {meta['messages'][0]}")
     rows = [
         {
             "file": name, "rv": float(meta["rv"][k]), "snr": float(meta["snr"][k]), "flags": int(meta["flags"][k]),
             "reasons": str(SEDFlag(int(meta["flags"][k])).name or "").replace("|", " "),
-            "median_error": float(np.median(result.uncertainty.array[k] / result.flux.value[k])),
+            "message": meta["messages"][k],
+            "median_error": _median(result.uncertainty.array[k] / result.flux.value[k]),
         }
         for k, name in enumerate(names)
     ]  # fmt: skip
@@ -320,32 +395,48 @@ def _predict(args: argparse.Namespace) -> int:
         table = Table(rows)
         table["sed"] = result.flux.value
         table["error"] = result.uncertainty.array
-        table.meta["wavelength"] = result.spectral_axis.value.tolist() if args.output.endswith(".ecsv") else None
-        if args.output.endswith(".ecsv"):
-            write_table(table, args.output, overwrite=args.overwrite)
-        else:
-            del table.meta["wavelength"]
-            table["wavelength"] = np.tile(result.spectral_axis.value, (len(table), 1))
-            table["wavelength"].unit = u.AA
-            write_table(table, args.output, overwrite=args.overwrite)
+        table["wavelength"] = np.tile(result.spectral_axis.value, (len(table), 1)) * u.AA
+        table.meta |= {"medium": meta["wavelength_medium"], "frame": meta["frame"], "model": Path(args.model).name}
+        write_table(table, args.output, overwrite=args.overwrite)
         note(f"wrote {args.output}")
     if args.plot:
         from lamost_lsf.sed.figures import plot_predictions
 
-        save_figure(plot_predictions(result, names).figure, args.plot, overwrite=args.overwrite)
+        figure = plot_predictions(result, [Path(name).name for name in names]).figure
+        save_figure(figure, args.plot, overwrite=args.overwrite)
         note(f"wrote {args.plot}")
     if args.json:
         print_json(rows + failed)
     else:
         for row in rows:
+            if row["flags"] & SEDFlag.FAILED:
+                print(f"{row['file']}: FAILED: {row['message']}")
+                continue
             print(
                 f"{row['file']}: rv {row['rv']:.1f} km/s, SNR {row['snr']:.0f}, median error "
                 f"{100 * row['median_error']:.1f} %, {row['reasons'] or 'good'}"
+                + (f" ({row['message']})" if row["message"] else "")
             )
     return 1 if failed or any(row["flags"] & SEDFlag.FAILED for row in rows) else 0
 
 
+def _median(values: np.ndarray) -> float:
+    """Of what is known; NaN of nothing."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if known.size else float("nan")
+
+
 # -- evaluate -----------------------------------------------------------------------------------------------------
+
+
+def _same_split(args: argparse.Namespace, meta: dict[str, Any]) -> None:
+    """Set stars aside as the model's training did, or say that some of those were trained on."""
+    own = meta.get("split", {}) if str(meta.get("library", "")).lower() == args.library.lower() else {}
+    args.test_share = own.get("test_share", 0.25) if args.test_share is None else args.test_share
+    args.split_seed = own.get("seed", 0) if args.split_seed is None else args.split_seed
+    if own and not args.all and _split(args) != own:
+        differ = sorted(name for name in {*own, *_split(args)} if own.get(name) != _split(args).get(name))
+        note(f"the model was trained with another {', '.join(differ)}: some of these stars may be among those it knows")
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -354,6 +445,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     for path in (args.output, args.plot):
         check_output(path, args.overwrite)
     model = SEDModel.read(args.model)
+    _same_split(args, model.meta)
     train, test = _spectra(args, model.input_grid, model.output_grid)
     if args.all:
         from lamost_lsf.sed import SpectralSet

@@ -12,7 +12,8 @@ from typing import Any
 from lamost_lsf.sed.domain import Domain
 from lamost_lsf.sed.download import download_library
 from lamost_lsf.sed.dust import deredden
-from lamost_lsf.sed.flatfield import FlatFieldCube, StandardStars, fit_flat_field, flat_field_precision
+from lamost_lsf.sed.error_scale import ErrorScale
+from lamost_lsf.sed.flatfield import FlatFieldCube, FlatFieldFlag, StandardStars, fit_flat_field, flat_field_precision
 from lamost_lsf.sed.gaussian_process import GPPrediction, SpectralGP, rmsae
 from lamost_lsf.sed.grids import (
     BANDS,
@@ -48,6 +49,8 @@ _NEEDS_TORCH = {
     "SEDModel": "model",
     "TrainSettings": "training",
     "UaRANet": "network",
+    "calibrate_errors": "cross_fitting",
+    "cross_fit": "cross_fitting",
     "evaluate": "evaluation",
     "finetune": "training",
     "fit_quantiles": "training",
@@ -60,6 +63,7 @@ _NEEDS_TORCH = {
 
 __all__ = [
     "FlatFieldCube",
+    "FlatFieldFlag",
     "GPPrediction",
     "SpectralGP",
     "SpectrumFlag",
@@ -79,6 +83,7 @@ __all__ = [
     "OUTPUT_GRID",
     "REFERENCE_BAND",
     "Domain",
+    "ErrorScale",
     "InputSpectrum",
     "Library",
     "LinearFamily",

@@ -39,7 +39,7 @@ class Domain:
     limit_residual: float
 
     @classmethod
-    def fit(cls, flux: np.ndarray, *, n_components: int = 12, margin: float = 1.5) -> Domain:
+    def fit(cls, flux: np.ndarray, *, n_components: int = 12, margin: float = 1.1) -> Domain:
         """Describe a training set.
 
         Parameters
@@ -49,7 +49,8 @@ class Domain:
         n_components : int
             At most; no more than the set has spectra.
         margin : float
-            The limit of the distance is the largest of the training set times this, or what noise reaches.
+            The limit of the distance is this times what 99.5 % of the training set stay below, or what noise reaches:
+            the largest would be that of an odd star.
         """
         flux = np.asarray(flux, dtype=np.float64)
         mean = flux.mean(axis=0)
@@ -65,7 +66,7 @@ class Domain:
         scatter = np.mean((centred - scores @ components) ** 2, axis=0)
         own = np.sqrt(np.einsum("ij,ij->i", scores, np.linalg.solve(covariance, scores.T).T) / k)
         # noise alone takes one in ten thousand beyond the quantile, and the mean square of n pixels to 1 + 6 sigma
-        distance = max(margin * own.max(), np.sqrt(chi2.ppf(0.9999, k) / k))
+        distance = max(margin * np.quantile(own, 0.995), np.sqrt(chi2.ppf(0.9999, k) / k))
         residual = 1.0 + max(0.3, 6.0 * np.sqrt(2.0 / flux.shape[1]))
         return cls(mean, components, covariance, scatter, float(distance), float(residual))
 
@@ -86,12 +87,18 @@ class Domain:
         """
         flux, error = np.atleast_2d(flux), np.atleast_2d(error)
         good = np.isfinite(error)
-        # a pixel without data is put on the mean
         centred = np.where(good, flux - self.mean, 0.0)
         noise = np.where(good, error, 0.0) ** 2
         scores = centred @ self.components.T
         k = len(self.components)
         spread = np.einsum("ki,ni,li->nkl", self.components, noise, self.components, optimize=True)
+        some = ~good.all(axis=1)
+        if some.any():
+            # without some pixels the components are not orthogonal: least squares of the others
+            normal = np.einsum("ki,ni,li->nkl", self.components, good[some], self.components, optimize=True)
+            inverse = np.linalg.inv(normal + 1e-6 * np.eye(k))
+            scores[some] = np.einsum("nkl,nl->nk", inverse, scores[some])
+            spread[some] = inverse @ spread[some] @ inverse
         solved = np.linalg.solve(self.covariance + spread, scores[..., None])[..., 0]
         distance = np.sqrt(np.einsum("ij,ij->i", scores, solved) / k)
         left = (centred - scores @ self.components) ** 2

@@ -17,6 +17,9 @@ __all__ = ["Residuals", "evaluate", "noisy_inputs", "robust_scatter", "summarize
 
 def robust_scatter(values: np.ndarray, axis: int = 0) -> np.ndarray:
     """Half the distance of the 16th and the 84th percentile: 1 sigma of a Gaussian, whatever the outliers."""
+    if not np.size(values):
+        # numpy drops the axis of percentiles there
+        return np.full(np.delete(np.shape(values), axis), np.nan)
     low, high = np.nanpercentile(values, [15.8655, 84.1345], axis=axis)
     return 0.5 * (high - low)
 
@@ -58,6 +61,26 @@ class Residuals:
             keep &= self.snr == snr
         arrays = (self.residual, self.sigma, self.group, self.snr, self.index, self.sed, self.true)
         return Residuals(self.grid, *(array[keep] for array in arrays))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Residuals]) -> Residuals:
+        """Residuals of several sets on one grid as one; the second set's spectra are numbered after the first's.
+
+        Raises
+        ------
+        ValueError
+            No part, or parts on different grids.
+        """
+        parts = list(parts)
+        if not parts or any(part.grid != parts[0].grid for part in parts):
+            raise ValueError("residuals to concatenate must be on one grid, and there must be at least one part")
+        begin = np.cumsum([0, *(int(part.index.max(initial=-1)) + 1 for part in parts[:-1])])
+        index = np.concatenate([part.index + first for part, first in zip(parts, begin, strict=True)])
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("residual", "sigma", "group", "snr", "sed", "true")
+        }
+        return cls(parts[0].grid, index=index, **arrays)
 
     @property
     def rmsae(self) -> np.ndarray:
@@ -113,7 +136,10 @@ def evaluate(
     device : str
     """
     if (spectra.input_grid, spectra.output_grid) != (model.input_grid, model.output_grid):
-        raise ValueError("the spectra are not on the model's grids")
+        raise ValueError(
+            f"the spectra's grids {spectra.input_grid}, {spectra.output_grid} are not the model's {model.input_grid}, "
+            f"{model.output_grid}"
+        )
     parts = []
     for value in snr:
         for k in range(repeats if np.isfinite(value) else 1):
@@ -136,9 +162,9 @@ def summarize(residuals: Residuals, bands: dict[str, tuple[float, float]] = BAND
     Returns
     -------
     `~astropy.table.Table`
-        ``group``, ``snr``, ``band``, ``n`` (spectra), and medians over the band's pixels: ``median`` (of
-        the residuals; the one that is largest relative to its scatter stands in ``bias``, in units of sigma),
-        ``scatter`` (robust 1 sigma of the residuals), ``sigma`` (predicted), ``ratio`` (sigma / scatter).
+        ``group``, ``snr``, ``band``, ``n`` (spectra), and medians over the band's pixels: ``median`` (of the
+        residuals), ``bias`` (of its absolute value, in units of sigma), ``scatter`` (robust 1 sigma of the residuals),
+        ``sigma`` (predicted), ``ratio`` (sigma / scatter).
     """
     tables = []
     for group in [*np.unique(residuals.group)]:
@@ -150,7 +176,6 @@ def summarize(residuals: Residuals, bands: dict[str, tuple[float, float]] = BAND
             w = curve["wavelength"].value
             rows = []
             for name, (low, high) in bands.items():
-                # the SED is 1 by definition in the reference band, and its error means little there
                 inside = (w >= low) & (w <= high)
                 if not inside.any():
                     continue

@@ -54,16 +54,19 @@ class GPPrediction:
         Predictive standard deviation of an observed spectrum: that of the mean and the noise, one sigma.
     novelty : ndarray (n,)
         Share of the signal's prior variance that the training stars leave: 0 amid them, 1 far from all.
+    beyond : ndarray (n,), bool
+        A label lies outside the range of the training stars' by more than a twentieth of it.
     """
 
     flux: np.ndarray
     error: np.ndarray
     novelty: np.ndarray
+    beyond: np.ndarray
 
     @property
     def outside(self) -> np.ndarray:
-        """Mask (n,) of the stars that lie outside the training labels: novelty above a half."""
-        return self.novelty > 0.5
+        """Mask (n,) of the stars that lie outside the training labels: beyond their ranges, or novelty above a half."""
+        return self.beyond | (self.novelty > 0.5)
 
 
 class SpectralGP:
@@ -233,7 +236,9 @@ class SpectralGP:
             cross = signal(self._scaled(self.labels), x)
             left = signal.diag(x) - np.sum(cross * cho_solve((self._regression.L_, True), cross), axis=0)
             novelty[good] = np.clip(left / signal.diag(x), 0.0, 1.0)
-        return GPPrediction(flux, error, novelty)
+        low, high = self.labels.min(axis=0), self.labels.max(axis=0)
+        edge = 0.05 * (high - low)
+        return GPPrediction(flux, error, novelty, np.any((labels < low - edge) | (labels > high + edge), axis=1))
 
     def leave_one_out(self) -> GPPrediction:
         """Prediction of every training star by all others, at the same parameters; exact, without refitting.
@@ -249,7 +254,7 @@ class SpectralGP:
         variance = 1.0 / diagonal
         signal, noise = regression.kernel_.k1.k1.constant_value, regression.kernel_.k2.noise_level
         novelty = np.clip((variance[:, 0] - noise) / signal, 0.0, 1.0)
-        return GPPrediction(flux, np.sqrt(variance) * scale * self.calibration, novelty)
+        return GPPrediction(flux, np.sqrt(variance) * scale * self.calibration, novelty, np.zeros(novelty.shape, bool))
 
     # -- files ----------------------------------------------------------------------------------------------
 

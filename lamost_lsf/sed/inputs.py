@@ -28,7 +28,9 @@ class InputSpectrum:
     flux : ndarray (n,)
         Normalised flux in the rest frame; interpolated at ``filled`` pixels.
     error : ndarray (n,)
-        Standard deviation of the flux over the continuum; that of the good pixels around at ``filled`` ones.
+        Standard deviation of the flux over the continuum, of the white noise that blurs lines as much as that of the
+        spectrum does: interpolated noise is correlated, and less than white at a single pixel. That of the good pixels
+        around at ``filled`` ones.
     filled : ndarray (n,), bool
         Pixels without data of their own.
     rv : float
@@ -116,7 +118,7 @@ def input_vector(
             f"the input needs {grid.wavelength[0]:.1f}-{grid.wavelength[-1]:.1f} A; nothing is extrapolated"
         )
     flux, variance, bad = _arrays(spectrum)
-    values, noise, filled = _interpolate(wavelength, flux, variance, bad, grid.wavelength)
+    values, noise, filled = _interpolate(wavelength, flux, variance, bad, grid, window)
     share = filled.mean()
     if share > max_masked:
         raise ValueError(
@@ -175,13 +177,14 @@ def _arrays(spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _interpolate(
-    wavelength: np.ndarray, flux: np.ndarray, variance: np.ndarray, bad: np.ndarray, new: np.ndarray
+    wavelength: np.ndarray, flux: np.ndarray, variance: np.ndarray, bad: np.ndarray, grid: WavelengthGrid, window: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Flux and variance on a new grid by the cubic through four pixels, and where one of the two nearest is bad."""
+    """Flux and variance on a grid by the cubic through four pixels, and where one of the two nearest is bad."""
     good = np.flatnonzero(~bad)
     index = np.arange(flux.size)
     flux = np.where(bad, np.interp(index, good, flux[good]), flux)
     variance = np.where(bad, np.interp(index, good, variance[good]), variance)
+    new = grid.wavelength
     right = np.clip(np.searchsorted(wavelength, new, side="right"), 1, flux.size - 1)
     filled = bad[right - 1] | bad[right]
     first = np.clip(right - 2, 0, flux.size - 4)
@@ -192,4 +195,9 @@ def _interpolate(
         for j in range(4):
             if i != j:
                 weights[:, i] *= (new - x[:, j]) / (x[:, i] - x[:, j])
-    return np.sum(weights * flux[nodes], axis=1), np.sum(weights**2 * variance[nodes], axis=1), filled
+    # over many pixels the noise is that of all native pixels, of which there are so many in one of the grid; where
+    # there are more than the cubic uses, it is that of those used
+    own = np.interp(new, wavelength, variance)
+    share = np.interp(new, wavelength, np.gradient(np.log(wavelength))) / grid.step
+    used = moving_average(np.sum(weights**2 * variance[nodes], axis=1) / own, window)
+    return np.sum(weights * flux[nodes], axis=1), own * np.maximum(share, used), filled

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from lamost_lsf.files import atomic_path
 from lamost_lsf.modelfile import damaged_model, model_metadata, read_model_file
 from lamost_lsf.sed.domain import Domain
+from lamost_lsf.sed.error_scale import ErrorScale
 from lamost_lsf.sed.grids import WavelengthGrid, normalize_flux
 from lamost_lsf.sed.network import Architecture, UaRANet
 from lamost_lsf.sed.preparation import SpectralSet
@@ -43,13 +45,18 @@ class SEDModel:
         Trained signal-to-noise ratios a pixel.
     teff_range : tuple of float, optional
         Effective temperatures, K, of the training set, if its labels have them.
+    coverage : ndarray (n_out,), optional
+        What the training sets told of each output pixel: 2 the last one knew it, 1 only an earlier one, 0 none. By
+        default 2.
+    error_scale : ErrorScale, optional
+        Factors of the errors, from stars that the networks were not trained on; see `lamost_lsf.sed.calibrate_errors`.
     meta : dict, optional
         Provenance; what JSON holds.
 
     Raises
     ------
     ValueError
-        No network, or one that does not fit the grids.
+        No network; networks, coverage or factors that do not fit the grids.
     """
 
     def __init__(
@@ -61,6 +68,8 @@ class SEDModel:
         *,
         snr_range: tuple[float, float],
         teff_range: tuple[float, float] | None = None,
+        coverage: np.ndarray | None = None,
+        error_scale: ErrorScale | None = None,
         meta: dict[str, Any] | None = None,
     ) -> None:
         if not networks:
@@ -72,12 +81,19 @@ class SEDModel:
                     f"a network of {a.n_input} input and {a.n_output} output pixels does not fit grids of "
                     f"{len(input_grid)} and {len(output_grid)}"
                 )
+        coverage = np.full(len(output_grid), 2) if coverage is None else np.asarray(coverage)
+        if coverage.shape != (len(output_grid),) or not np.isin(coverage, (0, 1, 2)).all():
+            raise ValueError(f"coverage must be 0, 1 or 2 for each of {len(output_grid)} pixels")
+        if error_scale is not None and error_scale.factor.shape[1] != len(output_grid):
+            raise ValueError(f"factors of {error_scale.factor.shape[1]} pixels do not fit a grid of {len(output_grid)}")
         self.networks = list(networks)
         for network in self.networks:
             network.eval()
         self.input_grid, self.output_grid, self.domain = input_grid, output_grid, domain
         self.snr_range = (float(snr_range[0]), float(snr_range[1]))
         self.teff_range = None if teff_range is None else (float(teff_range[0]), float(teff_range[1]))
+        self.coverage = coverage.astype(np.uint8)
+        self.error_scale = error_scale
         self.meta = dict(meta or {})
 
     def __repr__(self) -> str:
@@ -90,9 +106,16 @@ class SEDModel:
 
     @classmethod
     def from_training(
-        cls, networks: Sequence[UaRANet], spectra: SpectralSet, settings: TrainSettings, meta: dict[str, Any]
+        cls,
+        networks: Sequence[UaRANet],
+        spectra: SpectralSet,
+        settings: TrainSettings,
+        meta: dict[str, Any],
+        before: np.ndarray | None = None,
     ) -> SEDModel:
-        """Model of networks that were trained on ``spectra``."""
+        """Model of networks that were trained on ``spectra``, and before with the coverage ``before``."""
+        known = np.isfinite(spectra.sed).any(axis=0)
+        earlier = np.zeros(known.size) if before is None else np.minimum(before, 1)
         teff = None
         for name in spectra.labels.colnames:
             if name.lower() == "teff":
@@ -102,12 +125,12 @@ class SEDModel:
         snr = settings.augmentation.snr
         return cls(
             networks, spectra.input_grid, spectra.output_grid, Domain.fit(normalize_flux(spectra.flux)[0]),
-            snr_range=(min(snr), max(snr)), teff_range=teff, meta=meta,
+            snr_range=(min(snr), max(snr)), teff_range=teff, coverage=np.where(known, 2, earlier), meta=meta,
         )  # fmt: skip
 
     @classmethod
     def ensemble(cls, models: Sequence[SEDModel]) -> SEDModel:
-        """Models of the same training set as one.
+        """Models of the same training set as one, without the factors of their errors: those were of each alone.
 
         Raises
         ------
@@ -123,8 +146,15 @@ class SEDModel:
                 raise ValueError("the models of an ensemble must share their grids")
         return cls(
             [network for model in models for network in model.networks], first.input_grid, first.output_grid,
-            first.domain, snr_range=first.snr_range, teff_range=first.teff_range, meta=first.meta,
+            first.domain, snr_range=first.snr_range, teff_range=first.teff_range,
+            coverage=np.min([model.coverage for model in models], axis=0), meta=first.meta,
         )  # fmt: skip
+
+    def single(self, k: int) -> SEDModel:
+        """The k-th network by itself, without the factors of the errors of all."""
+        alone = copy.copy(self)
+        alone.networks, alone.error_scale = [self.networks[k]], None
+        return alone
 
     def evaluate_networks(
         self, flux: np.ndarray, error: np.ndarray, *, batch_size: int = 256, device: str | torch.device = "cpu"
@@ -141,10 +171,10 @@ class SEDModel:
         Returns
         -------
         sed : ndarray (n, n_out)
-            Scaled; the geometric mean of the networks'.
+            Scaled; the geometric mean of the networks'. NaN at pixels that no training set covered.
         aleatoric, epistemic : ndarray (n, n_out)
             Relative standard deviations: what the noise leaves open (root mean square of the networks' sigma), and the
-            scatter of the networks (0 for a single one).
+            scatter of the networks (0 for a single one); both times the factors of `error_scale`.
         """
         flux = np.atleast_2d(np.asarray(flux, dtype=np.float32))
         error = np.broadcast_to(np.asarray(error, dtype=np.float32), flux.shape)
@@ -165,6 +195,11 @@ class SEDModel:
                 aleatoric[part] = sigmas.square().mean(0).sqrt().cpu().numpy()
                 spread = logs.std(0) if len(networks) > 1 else torch.zeros_like(logs[0])
                 epistemic[part] = spread.cpu().numpy()
+        sed[:, self.coverage == 0] = np.nan
+        if self.error_scale is not None:
+            # the mean of the logarithm, which the networks go by, too
+            factor = self.error_scale.at(np.exp(-np.log(error.astype(np.float64)).mean(axis=1)))
+            aleatoric, epistemic = aleatoric * factor, epistemic * factor
         return sed, aleatoric, epistemic
 
     # -- files -------------------------------------------------------------------------------------------
@@ -186,6 +221,10 @@ class SEDModel:
             }
         for name, array in self.domain.to_arrays().items():
             tensors[f"domain.{name}"] = torch.as_tensor(np.ascontiguousarray(array))
+        tensors["coverage"] = torch.as_tensor(self.coverage)
+        if self.error_scale is not None:
+            for field in fields(self.error_scale):
+                tensors[f"error_scale.{field.name}"] = torch.as_tensor(getattr(self.error_scale, field.name))
         header = {
             "format_version": FORMAT_VERSION,
             "architectures": [asdict(network.architecture) for network in self.networks],
@@ -216,6 +255,7 @@ class SEDModel:
                 network = UaRANet(Architecture(**architecture))
                 network.load_state_dict(_part(tensors, f"network.{k}."))
                 networks.append(network)
+            factors = {name: t.numpy() for name, t in _part(tensors, "error_scale.").items()}
             return cls(
                 networks,
                 WavelengthGrid.from_dict(header["input_grid"]),
@@ -223,6 +263,8 @@ class SEDModel:
                 Domain.from_arrays({name: t.numpy() for name, t in _part(tensors, "domain.").items()}),
                 snr_range=header["snr_range"],
                 teff_range=header["teff_range"],
+                coverage=tensors["coverage"].numpy(),
+                error_scale=ErrorScale(**factors) if factors else None,
                 meta=header["meta"],
             )
 

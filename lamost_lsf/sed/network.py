@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from lamost_lsf.sed.error_scale import ONE_SIGMA
+
 __all__ = ["Architecture", "UaRANet", "relative_likelihood_loss", "relative_quantile_loss"]
 
 
@@ -259,10 +261,6 @@ def _mean(terms: torch.Tensor, weight: torch.Tensor | None, per_spectrum: bool) 
     return (terms * weight).sum() / weight.sum().clamp(min=1.0)
 
 
-#: Share of a Gaussian within one standard deviation.
-_ONE_SIGMA = 0.6826894921
-
-
 def relative_quantile_loss(
     sed: torch.Tensor,
     sigma: torch.Tensor,
@@ -281,5 +279,5 @@ def relative_quantile_loss(
     over = torch.log(residual.clamp(min=1e-7)) - torch.log(sigma)
     # of the logarithm: a relative residual would give faint SEDs more weight, and no median
     terms = torch.log(sed / target).abs()
-    terms = terms + torch.maximum(_ONE_SIGMA * over, (_ONE_SIGMA - 1.0) * over)
+    terms = terms + torch.maximum(ONE_SIGMA * over, (ONE_SIGMA - 1.0) * over)
     return _mean(terms, weight, per_spectrum)

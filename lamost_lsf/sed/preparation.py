@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import astropy.units as u
 import numpy as np
@@ -109,17 +110,68 @@ class SpectralSet:
         """
         if not 0 < share < 1:
             raise ValueError(f"share must lie between 0 and 1, got {share}")
-        rng = np.random.default_rng(seed)
         chosen = np.zeros(len(self), dtype=bool)
+        for stars in self._shuffled_stars(seed):
+            chosen |= np.isin(self.star, stars[: round(share * len(stars))])
+        if not chosen.any() or chosen.all():
+            raise ValueError(f"a share of {share} leaves one part of {len(self)} spectra empty")
+        return self.take(chosen), self.take(~chosen)
+
+    def folds(self, n: int = 4, *, seed: int = 0) -> Iterator[tuple[SpectralSet, SpectralSet]]:
+        """Training and test sets of a cross-validation by star: every star is in one test set, and in one only.
+
+        A test set of a few dozen stars tells a scatter to 10 or 20 per cent; together, the test sets tell it from all
+        stars. Each group's stars are shared out as evenly as they can be.
+
+        Raises
+        ------
+        ValueError
+            Fewer than two folds, or more than the largest group has stars.
+        """
+        shuffled = self._shuffled_stars(seed)
+        if not 2 <= n <= max(len(stars) for stars in shuffled):
+            raise ValueError(f"n must be at least 2 and at most the number of stars of the largest group, got {n}")
+        for k in range(n):
+            test = np.isin(self.star, np.concatenate([stars[k::n] for stars in shuffled]))
+            yield self.take(~test), self.take(test)
+
+    def distinct(self) -> SpectralSet:
+        """One spectrum a star, the first: a star of many copies then counts as one, in training and in a test."""
+        return self.take(np.sort(np.unique(self.star, return_index=True)[1]))
+
+    def by_label(self, name: str, edges: Sequence[float]) -> SpectralSet:
+        """The same spectra in groups by a label, such as "5000-6500" of ``by_label("teff", [5000, 6500, 8000])``.
+
+        Spectra whose label is unknown or beyond the edges are left out; the last edge belongs to the last group.
+
+        Raises
+        ------
+        ValueError
+            No such label, edges that do not rise, or no spectrum between them.
+        """
+        if name not in self.labels.colnames:
+            raise ValueError(f"no label {name!r}; there are {', '.join(self.labels.colnames) or 'none'}")
+        edges = np.asarray(edges, dtype=np.float64)
+        if edges.ndim != 1 or edges.size < 2 or not np.all(np.diff(edges) > 0):
+            raise ValueError(f"edges must be at least two rising numbers, got {edges}")
+        values = np.ma.filled(np.ma.asarray(self.labels[name], dtype=np.float64), np.nan)
+        inside = (values >= edges[0]) & (values <= edges[-1])
+        if not inside.any():
+            raise ValueError(f"none of {len(self)} spectra has {name} between {edges[0]:g} and {edges[-1]:g}")
+        number = np.clip(np.searchsorted(edges, values[inside], side="right") - 1, 0, edges.size - 2)
+        names = np.array([f"{low:g}-{high:g}" for low, high in pairwise(edges)])
+        return replace(self.take(inside), group=names[number])
+
+    def _shuffled_stars(self, seed: int) -> list[np.ndarray]:
+        """Names of each group's stars in random order; a star of several groups counts in the first."""
+        rng = np.random.default_rng(seed)
+        shuffled: list[np.ndarray] = []
         seen: set = set()
         for group in np.unique(self.group):
             stars = [s for s in np.unique(self.star[self.group == group]) if s not in seen]
             seen.update(stars)
-            first = rng.permutation(np.array(stars))[: round(share * len(stars))]
-            chosen |= np.isin(self.star, first)
-        if not chosen.any() or chosen.all():
-            raise ValueError(f"a share of {share} leaves one part of {len(self)} spectra empty")
-        return self.take(chosen), self.take(~chosen)
+            shuffled.append(rng.permutation(np.array(stars, dtype=self.star.dtype)))
+        return shuffled
 
 
 def convolve_library(library: Library, lsf: LSF, grid: WavelengthGrid) -> Library:

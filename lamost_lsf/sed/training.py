@@ -29,7 +29,8 @@ class TrainSettings:
     Attributes
     ----------
     epochs : float
-        Passes over the set; in one, every spectrum is seen once at each of the noise levels.
+        Passes over the set; in one, every spectrum is seen as often as there are noise levels, each time at one of them
+        at random.
     batch_size : int
     learning_rate : float
         At its highest.
@@ -144,7 +145,7 @@ def finetune(
     progress: Progress | None = None,
     meta: dict[str, Any] | None = None,
 ) -> tuple[SEDModel, History]:
-    """Go on training a model's first network on another library, whose SEDs may cover less of the output range.
+    """Go on training a network on another library, whose SEDs may cover less of the output range.
 
     Parameters and returns are those of `pretrain`; the model is left as it is. The paper's settings (rate 1e-3, batches
     of 32, 200 epochs) are the default, with a rate that falls.
@@ -152,13 +153,19 @@ def finetune(
     Raises
     ------
     ValueError
-        Spectra on other grids than the model's.
+        Spectra on other grids than the model's; an ensemble, whose networks go on one by one.
     """
+    if len(model.networks) > 1:
+        raise ValueError(
+            f"a model of {len(model.networks)} networks is fine-tuned network by network: pass model.single(k), and "
+            "join what comes out by SEDModel.ensemble"
+        )
     settings = settings or TrainSettings(epochs=200, batch_size=32, learning_rate=1e-3, validate_every=50)
     _check_grids(model, spectra)
     torch.manual_seed(settings.seed)
     network = copy.deepcopy(model.networks[0])
-    return _run(network, spectra, settings, "finetune", device, checkpoint, progress, {**model.meta, **(meta or {})})
+    meta = {**model.meta, **(meta or {})}
+    return _run(network, spectra, settings, "finetune", device, checkpoint, progress, meta, model.coverage)
 
 
 def fit_quantiles(
@@ -206,6 +213,8 @@ def fit_quantiles(
         one, history = _run(copy.deepcopy(network), spectra, settings, _QUANTILES, device, None, progress, {})
         fitted.networks += one.networks
         histories.rows += history.rows
+    # factors were those of the errors before
+    fitted.error_scale = None
     fitted.meta = {**model.meta, _QUANTILES: _jsonable(settings)}
     return fitted, histories
 
@@ -245,6 +254,7 @@ def _run(
     checkpoint: str | Path | None,
     progress: Progress | None,
     meta: dict[str, Any],
+    before: np.ndarray | None = None,
 ) -> tuple[SEDModel, History]:
     where = choose_device(device)
     network.to(where)
@@ -289,10 +299,10 @@ def _run(
     train_network(
         network, loss, n, schedule, validate=validate, phase=phase, history=history,
         checkpoint=None if checkpoint is None else Path(checkpoint), checkpoint_every=settings.validate_every,
-        identity=_identity(spectra, settings), progress=progress,
+        identity=_identity(spectra, settings, network), progress=progress,
     )  # fmt: skip
     network.requires_grad_(True).eval().cpu()
-    model = SEDModel.from_training([network], spectra, settings, {**meta, phase: _jsonable(settings)})
+    model = SEDModel.from_training([network], spectra, settings, {**meta, phase: _jsonable(settings)}, before)
     return model, history
 
 
@@ -309,9 +319,10 @@ def _jsonable(settings: TrainSettings) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(settings)))
 
 
-def _identity(spectra: SpectralSet, settings: TrainSettings) -> str:
-    """What tells this training from another: the spectra and the settings."""
+def _identity(spectra: SpectralSet, settings: TrainSettings, network: UaRANet) -> str:
+    """What tells this training from another: the spectra, the settings and the weights that it begins with."""
     digest = hashlib.sha256()
-    for array in (spectra.flux, spectra.sed):
+    for array in (spectra.flux, spectra.sed, *(t.detach().cpu().numpy() for t in network.state_dict().values())):
         digest.update(np.ascontiguousarray(array))
+    digest.update(json.dumps([*map(str, spectra.star), *map(str, spectra.group)]).encode())
     return digest.hexdigest() + json.dumps(_jsonable(settings))
