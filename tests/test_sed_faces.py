@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import sed_stars
 from astropy.io import fits
+from astropy.nddata import StdDevUncertainty
 from astropy.table import Table
+from specutils import Spectrum
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
@@ -157,6 +159,14 @@ def test_other_figures_draw_what_they_are_given(residuals):
             draw(empty)
     with pytest.raises(ValueError, match="name the stars"):
         figures.plot_examples(residuals, [])
+
+
+def test_eight_predictions_have_eight_colours():
+    axis = np.linspace(4000.0, 7000.0, 20) * u.AA
+    flux = np.ones((8, 20)) * np.arange(1.0, 9.0)[:, None]
+    spectra = Spectrum(flux=flux * u.one, spectral_axis=axis, uncertainty=StdDevUncertainty(0.1 * flux))
+    ax = figures.plot_predictions(spectra, [f"s{i}" for i in range(8)])
+    assert len({str(line.get_color()) for line in ax.lines}) == len(ax.get_legend().get_texts()) == 8
 
 
 # -- commands -----------------------------------------------------------------------------------------------------

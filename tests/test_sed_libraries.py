@@ -23,7 +23,7 @@ from scipy.special import erf
 from lamost_lsf.errors import FormatError, LamostLSFWarning
 from lamost_lsf.sed.libraries import LIBRARIES, Library, line_medium, read_library
 from lamost_lsf.sed.libraries_models import bosz_labels
-from lamost_lsf.sed.libraries_tables import star_key
+from lamost_lsf.sed.libraries_tables import join_labels, star_key
 from lamost_lsf.units import air_to_vacuum, vacuum_to_air
 
 HALPHA, HBETA = air_to_vacuum(np.array([6562.79, 4861.35]))
@@ -299,6 +299,14 @@ def test_miles_as_published(tmp_path):
     assert library.table["type"].tolist() == ["G3 V", "F8V"]
     assert library.table["teff"].tolist() == [5305.0, 5880.0]
     assert line_medium(library.wavelength, library.flux[0])[0] == "vacuum"
+    # 2.51 A here and 2.5 A in other files of the library: one request serves both
+    assert np.all(library.fwhm == 2.51)
+    lower = library.degrade(np.geomspace(4000, 7000, 2000), fwhm=lambda w: np.maximum(2.5, w / 2000))
+    inside = (library.wavelength > 4050) & (library.wavelength < 4800)
+    spline = np.interp(library.wavelength[inside], lower.wavelength, lower.flux[0])
+    np.testing.assert_allclose(spline, library.flux[0][inside], rtol=1e-3)
+    with pytest.raises(ValueError, match=r"cannot be brought to 2\.48"):
+        library.degrade(np.geomspace(4000, 7000, 2000), fwhm=2.48)
 
 
 # -- the library itself -----------------------------------------------------------------------------------------
@@ -466,21 +474,62 @@ def test_the_medium_is_told_in_spite_of_small_velocities(shift, air):
 
 
 def test_names_of_stars_are_matched_across_catalogues():
-    for one, two in (("HD 000245", "hd245"), ("BD+17 4708", "bd17d4708"), ("HD062301", "HD 62301")):
-        assert star_key(one) == star_key(two)
-    for one, two in (("HD 245", "HD 2450"), ("HD 1", "HR 1")):
-        assert star_key(one) != star_key(two)
+    same = (
+        ("HD 000245", "hd245"), ("HD062301", "HD 62301"), ("G004-036", "G 4-36"), ("ALPHA_LYR", "alpha Lyr"),
+        ("BD+17 4708", "bd17d4708"), ("BD+17 4708", "BD+174708"), ("BD+17 4708", "bd_17d4708"),
+        ("BD+02 3375", "BD+2 3375"), ("BD+012916", "bd +01 2916"), ("BD-00 1234", "BD\u22120 1234"),
+        ("BD+44 2051 A", "BD+442051A"), ("CD-2809374", "cd_28d9374"), ("AGK+81 266", "agk_81d266"),
+        ("WD1657+343", "wd1657_343"),
+    )  # fmt: skip
+    for one, two in same:
+        assert star_key(one) == star_key(two), (one, two)
+    different = (
+        ("HD 245", "HD 2450"), ("HD 1", "HR 1"), ("HD 1 2345", "HD 12345"), ("G 13-35", "G 1335"),
+        ("BD+17 4708", "BD-17 4708"), ("BD+174708", "BD-174708"), ("BD+02 3375", "BD+23 375"), ("BD+00 1", "BD-00 1"),
+        ("BD+1 2916", "BD+12 916"), ("CD-28 9374", "BD-28 9374"), ("WD1105+340", "WD1105-340"),
+        ("GJ 754.1", "GJ 7541"), ("BD+44 2051 A", "BD+44 2051"),
+    )  # fmt: skip
+    for one, two in different:
+        assert star_key(one) != star_key(two), (one, two)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sign=st.sampled_from("+-"), zone=st.integers(0, 89), number=st.integers(1, 99999),
+    other=st.tuples(st.sampled_from("+-"), st.integers(0, 89), st.integers(1, 99999)),
+)  # fmt: skip
+def test_a_durchmusterung_number_is_one_star_however_it_is_written(sign, zone, number, other):
+    written = {
+        form.format(sign, zone, number)
+        for form in ("BD{}{:02d} {:04d}", "BD{}{:d} {:d}", "bd{}{:02d}{:05d}", "BD {}{:02d}d{:d}", "Bd{}{:02d}_{:d}")
+    }
+    keys = {star_key(name) for name in written}
+    assert len(keys) == 1
+    assert (star_key("BD{}{:02d} {:d}".format(*other)) in keys) == (other == (sign, zone, number))
+
+
+def test_no_two_stars_of_the_libraries_have_one_name(miles, calspec):
+    for library in (miles, calspec):
+        assert len({star_key(name) for name in library.table["name"]}) == len(library)
+
+
+def test_labels_go_to_the_star_and_not_to_its_southern_namesake():
+    stars = Table({"name": ["BD+17 4708", "BD+02 3375"]})
+    labels = Table({"name": ["BD-17 4708", "BD+2 3375", "BD+23 375"], "teff": [4000.0, 5900.0, 9000.0]})
+    np.testing.assert_array_equal(join_labels(stars, labels)["teff"], [np.nan, 5900.0])
 
 
 # -- downloads: a server on this machine ------------------------------------------------------------------------
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Files of memory, with ranges; may break off after so many bytes."""
+    """Files of memory, with ranges and versions; may break off after so many bytes, or take no heed of If-Range."""
 
     files: ClassVar[dict] = {}
     breaks: ClassVar[dict] = {}
     seen: ClassVar[list] = []
+    header: ClassVar[str | None] = "ETag"
+    heedless: ClassVar[bool] = False
 
     def do_GET(self):
         name = self.path.rsplit("/", 1)[1]
@@ -490,12 +539,19 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         data = self.files[name]
+        version = f'"{hashlib.md5(data).hexdigest()}"'
+        if self.headers.get("If-Range", version) != version and not self.heedless:
+            wanted = None
         start = int(wanted.split("=")[1].rstrip("-")) if wanted else 0
         if start >= len(data) and wanted:
             self.send_error(416)
             return
         self.send_response(206 if wanted else 200)
         self.send_header("Content-Length", str(len(data) - start))
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        if self.header:
+            self.send_header(self.header, version)
         self.end_headers()
         stop = self.breaks.pop(name, None)
         self.wfile.write(data[start:stop])
@@ -510,7 +566,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     pytest.importorskip("pooch")
-    Server.files, Server.breaks, Server.seen = {}, {}, []
+    Server.files, Server.breaks, Server.seen, Server.header, Server.heedless = {}, {}, [], "ETag", False
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
         thread = threading.Thread(target=running.serve_forever, daemon=True)
         thread.start()
@@ -535,20 +591,56 @@ def test_a_download_is_kept_and_its_checksum_recorded(server, tmp_path):
     assert len(Server.seen) == 2
 
 
-def test_an_interrupted_download_is_resumed(server, tmp_path):
+def interrupt(server, folder, data):
+    """First part of a file, as an interrupted download leaves it; its size."""
     from lamost_lsf.sed.download import download_files
 
-    data = np.random.default_rng(0).bytes(3_000_000)
     Server.files, Server.breaks = {"big.dat": data}, {"big.dat": 1_200_000}
-    with pytest.raises(ConnectionError, match="bytes are kept and will be resumed"):
-        download_files([f"{server}/big.dat"], tmp_path)
-    assert not (tmp_path / "big.dat").exists()
-    kept = (tmp_path / "big.dat.part").stat().st_size
+    with pytest.raises(ConnectionError) as caught:
+        download_files([f"{server}/big.dat"], folder)
+    assert not (folder / "big.dat").exists()
+    assert ("bytes are kept and will be resumed" in str(caught.value)) == bool(Server.header)
+    kept = (folder / "big.dat.part").stat().st_size
     assert 0 < kept <= 1_200_000
+    return kept
+
+
+@pytest.mark.parametrize("header", ["ETag", "Last-Modified"])
+def test_an_interrupted_download_is_resumed(server, tmp_path, header):
+    from lamost_lsf.sed.download import download_files
+
+    Server.header = header
+    data = np.random.default_rng(0).bytes(3_000_000)
+    kept = interrupt(server, tmp_path, data)
     (path,) = download_files([f"{server}/big.dat"], tmp_path)
     assert path.read_bytes() == data
     assert Server.seen[-1] == ("big.dat", f"bytes={kept}-")
-    assert not (tmp_path / "big.dat.part").exists()
+    assert not list(tmp_path.glob("big.dat.*"))
+
+
+@pytest.mark.parametrize("server_is", ["careful", "heedless", "without versions"])
+def test_half_of_an_old_file_is_not_joined_to_a_new_one(server, tmp_path, server_is):
+    from lamost_lsf.sed.download import download_files
+
+    if server_is == "without versions":
+        Server.header = None
+    interrupt(server, tmp_path, np.random.default_rng(0).bytes(3_000_000))
+    Server.heedless = server_is == "heedless"
+    new = np.random.default_rng(1).bytes(3_500_000)
+    Server.files = {"big.dat": new}
+    (path,) = download_files([f"{server}/big.dat"], tmp_path)
+    assert path.read_bytes() == new
+    assert json.loads((tmp_path / "checksums.json").read_text()) == {"big.dat": hashlib.sha256(new).hexdigest()}
+    assert not list(tmp_path.glob("big.dat.*"))
+
+
+def test_a_part_of_unknown_origin_is_not_joined(server, tmp_path):
+    from lamost_lsf.sed.download import download_files
+
+    Server.files = {"a.dat": b"new" * 500}
+    (tmp_path / "a.dat.part").write_bytes(b"old" * 200)
+    (path,) = download_files([f"{server}/a.dat"], tmp_path)
+    assert path.read_bytes() == b"new" * 500
 
 
 def test_a_wrong_checksum_is_an_error_and_leaves_nothing(server, tmp_path):
@@ -591,6 +683,63 @@ def test_libraries_are_unpacked_ready_to_read(server, tmp_path, monkeypatch):
     assert read_library("ngsl", folder).table["name"].tolist() == ["hd000245"]
 
 
+def packed_miles(kind, n=3):
+    """An archive of some "spectra" that do not compress."""
+    out, rng = io.BytesIO(), np.random.default_rng(2)
+    content = {f"MILES/s{i:04d}.fits": rng.bytes(5000) for i in range(1, n + 1)}
+    if kind == "zip":
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in content.items():
+                archive.writestr(name, data)
+    else:
+        with tarfile.open(fileobj=out, mode="w:gz") as archive:
+            for name, data in content.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return out.getvalue(), content
+
+
+@pytest.mark.parametrize(("library", "name", "kind"), [("miles", "m.tar.gz", "tar"), ("ngsl", "n.zip", "zip")])
+@pytest.mark.parametrize("damage", ["cut", "changed", "no archive"])
+def test_a_damaged_archive_leaves_nothing_and_is_fetched_again(
+    server, tmp_path, monkeypatch, library, name, kind, damage
+):
+    from lamost_lsf.sed import download
+
+    monkeypatch.setitem(download.DOWNLOADS, library, f"{server}/{name}")
+    whole, content = packed_miles(kind)
+    middle = bytearray(whole)
+    middle[7000:7040] = bytes(40)
+    Server.files = {name: {"cut": whole[:9000], "changed": bytes(middle), "no archive": b"<html>busy</html>"}[damage]}
+    with pytest.raises(OSError, match=f"{name} is damaged and was deleted: fetch it again"):
+        download.download_library(library, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checksums.json"]
+    assert json.loads((tmp_path / "checksums.json").read_text()) == {}
+    Server.files = {name: whole}
+    download.download_library(library, tmp_path)
+    assert {str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*.fits")} == content
+
+
+def test_deleted_and_cut_spectra_come_back_from_their_archive(server, tmp_path, monkeypatch):
+    from lamost_lsf.sed import download
+
+    monkeypatch.setitem(download.DOWNLOADS, "miles", f"{server}/m.tar.gz")
+    packed, content = packed_miles("tar")
+    Server.files = {"m.tar.gz": packed}
+    first, second, _ = sorted(content)
+    download.download_library("miles", tmp_path)
+    (tmp_path / first).unlink()
+    (tmp_path / second).write_bytes(b"")
+    download.download_library("miles", tmp_path)
+    assert {str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*.fits")} == content
+    assert len(Server.seen) == 1
+    after = (tmp_path / first).stat().st_mtime_ns
+    download.download_library("miles", tmp_path)  # all there: nothing is written
+    assert (tmp_path / first).stat().st_mtime_ns == after
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".m.tar.gz.unpacked", "MILES", "checksums.json", "m.tar.gz"]
+
+
 def test_bosz_models_are_fetched_with_their_wavelengths(server, tmp_path, monkeypatch):
     from lamost_lsf.sed import download
 
@@ -621,8 +770,9 @@ def test_archives_may_not_write_outside_their_folder(tmp_path):
     packed = tmp_path / "evil.tar.gz"
     with tarfile.open(packed, "w:gz") as content:
         content.addfile(tarfile.TarInfo("../outside.txt"), io.BytesIO(b""))
-    with pytest.raises(tarfile.TarError):
+    with pytest.raises(OSError, match="outside"):
         _unpack(packed, target)
+    assert not list(target.iterdir())
     assert not (tmp_path / "outside.txt").exists()
 
 

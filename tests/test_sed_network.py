@@ -397,7 +397,7 @@ def test_the_last_stage_makes_errors_that_hold_68_percent_and_keeps_features(tra
 
 
 def test_settings_are_checked():
-    for bad in ({"epochs": 0}, {"learning_rate": 0}, {"validation": 1.0}):
+    for bad in ({"epochs": 0}, {"learning_rate": 0}, {"validation": 1.0}, {"batch_size": 0}, {"validate_every": 0}):
         with pytest.raises(ValueError, match="must"):
             sed.TrainSettings(**bad)
     with pytest.raises(ValueError, match="architecture has 2238"):
@@ -438,16 +438,16 @@ def test_factors_of_the_errors_are_applied_kept_and_dropped(tmp_path, trained):
     flux, error = noisy_inputs(sed_stars.spectra(5), 40.0)
     value, plain, _ = model.evaluate_networks(flux, error)
     n = len(model.output_grid)
-    factor = np.stack([np.full(n, 3.0), np.linspace(1, 2, n)])
+    factor = np.stack([np.full((1, n), 3.0), np.linspace(1, 2, n)[None]])
     scaled = sed.SEDModel(
         model.networks, model.input_grid, model.output_grid, model.domain, snr_range=model.snr_range,
-        error_scale=sed.ErrorScale([20.0, 40.0], factor),
+        error_scale=sed.ErrorScale([20.0, 40.0], [0.0], factor),
     )  # fmt: skip
     scaled.write(tmp_path / "scaled.safetensors")
     for one in (scaled, sed.SEDModel.read(tmp_path / "scaled.safetensors")):
         again, larger, _ = one.evaluate_networks(flux, error)
         np.testing.assert_array_equal(again, value)
-        np.testing.assert_allclose(larger / plain, np.broadcast_to(factor[1], plain.shape), rtol=1e-6)
+        np.testing.assert_allclose(larger / plain, np.broadcast_to(factor[1, 0], plain.shape), rtol=1e-6)
         _, noisier, _ = one.evaluate_networks(flux, 2 * error)
         np.testing.assert_allclose(noisier / model.evaluate_networks(flux, 2 * error)[1], 3.0, rtol=1e-6)
     # errors that are fitted anew have none, nor has an ensemble
@@ -457,7 +457,7 @@ def test_factors_of_the_errors_are_applied_kept_and_dropped(tmp_path, trained):
     with pytest.raises(ValueError, match="do not fit a grid"):
         sed.SEDModel(
             model.networks, model.input_grid, model.output_grid, model.domain, snr_range=(20, 40),
-            error_scale=sed.ErrorScale([20.0], np.ones((1, 7))),
+            error_scale=sed.ErrorScale([20.0], [0.0], np.ones((1, 1, 7))),
         )  # fmt: skip
 
 
@@ -616,6 +616,8 @@ def test_bad_arguments_of_predict_are_refused(trained):
             sed.predict(model, star, rv, reference_flux=reference)
     with pytest.raises(TypeError, match="SEDModel"):
         sed.predict("model.safetensors", star, rv)
+    with pytest.raises(ValueError, match="device must be auto, cpu"):
+        sed.predict(model, star, rv, device="moon")
     with pytest.raises(ValueError, match="batch_size"):
         sed.predict(model, star, rv, batch_size=0)
     with pytest.raises(ValueError, match="rv must be one value or 2"):

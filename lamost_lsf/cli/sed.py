@@ -375,9 +375,8 @@ def _predict(args: argparse.Namespace) -> int:
     if not spectra:
         raise CommandError("none of the files could be read")
     rv = None if args.rv is None else args.rv * u.km / u.s
-    device = "cpu" if args.device == "auto" else args.device
     teff = None if args.teff is None else args.teff * u.K
-    result = predict(model, spectra, rv, teff=teff, device=device)
+    result = predict(model, spectra, rv, teff=teff, device=args.device)
     meta = result.meta
     if len(spectra) == 1 and meta["flags"][0] & SEDFlag.FAILED:
         # what is wrong with a single spectrum is an error
@@ -451,8 +450,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         from lamost_lsf.sed import SpectralSet
 
         test = SpectralSet.concatenate([train, test])
-    device = "cpu" if args.device == "auto" else args.device
-    residuals = evaluate(model, test, args.snr, seed=args.seed, device=device)
+    residuals = evaluate(model, test, args.snr, seed=args.seed, device=args.device)
     table = summarize(residuals)
     if args.output:
         write_table(table, args.output, overwrite=args.overwrite)

@@ -131,7 +131,7 @@ def _levels(model: SEDModel, snr: Sequence[float] | None) -> list[float]:
 
 def _scaled(model: SEDModel, residuals: Residuals) -> SEDModel:
     scaled = copy.copy(model)
-    scaled.error_scale = ErrorScale.fit(residuals, highest_snr=model.snr_range[1])
+    scaled.error_scale = ErrorScale.fit(residuals, model.input_grid, highest_snr=model.snr_range[1])
     scaled.meta = {
         **model.meta,
         "errors": {"spectra": len(np.unique(residuals.index)), "snr": [*scaled.error_scale.snr]},

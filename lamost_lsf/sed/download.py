@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import tarfile
+import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -97,9 +100,10 @@ def download_library(
     """Fetch a library: MILES or NGSL whole, BOSZ model by model.
 
     Nothing else in the package reaches for the network. A file that is there and agrees with its checksum is not
-    fetched again; an interrupted one is resumed. Checksums (SHA-256) are those given in ``checksums``; the archives
-    publish none, so that otherwise the one of the first download is written to ``checksums.json`` and holds from then
-    on.
+    fetched again; an interrupted one is resumed, or fetched anew where the archive's file has changed since. Checksums
+    (SHA-256) are those given in ``checksums``; the archives publish none, so that otherwise the one of the first
+    download is written to ``checksums.json`` and holds from then on. Spectra of an unpacked archive that were deleted
+    or cut short come back from it.
 
     Parameters
     ----------
@@ -129,7 +133,7 @@ def download_library(
     ConnectionError
         The archive cannot be reached: says which file to put where by hand.
     OSError
-        A file whose checksum does not agree.
+        A file whose checksum does not agree; an archive that cannot be unpacked, which is deleted.
     """
     name = str(name).lower()
     if name not in (*DOWNLOADS, "bosz"):
@@ -172,7 +176,7 @@ def download_files(
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     register = target / _CHECKSUMS
-    known = _read_register(register)
+    known = _read_register(target)
     known.update({str(key): str(value).lower().removeprefix("sha256:") for key, value in (checksums or {}).items()})
     files = []
     for url in urls:
@@ -185,21 +189,23 @@ def download_files(
         except ValueError as error:
             if "hash" not in str(error).lower():
                 raise
-            (target / f"{name}.part").unlink(missing_ok=True)
             raise OSError(
                 f"{url} does not have the checksum {known[name][:12]}...: damaged on the way, or changed at the "
                 f"archive. If it was changed, take its entry out of {register}"
             ) from None
         if name not in known:
             known[name] = _digest(Path(path))
-            with atomic_path(register, overwrite=True) as temporary:
-                temporary.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")
+            _write_register(target, known)
         files.append(Path(path))
     return files
 
 
 class _Resuming:
-    """Downloader for pooch that keeps what it has in ``<name>.part`` and asks for the rest."""
+    """Downloader for pooch that keeps what it has in ``<name>.part`` and asks for the rest.
+
+    ``<name>.part.version`` holds what tells one version of the file from another (ETag, or else Last-Modified): without
+    it, or where the archive has another by now, the file is fetched from its beginning.
+    """
 
     def __init__(self, folder: Path, progress: bool = False, timeout: float = 30.0) -> None:
         self.folder, self.progress, self.timeout = folder, progress, timeout
@@ -214,30 +220,36 @@ class _Resuming:
         except requests.exceptions.HTTPError as error:
             raise OSError(f"{url}: the archive answers {error.response.status_code} {error.response.reason}") from None
         except requests.exceptions.RequestException as error:
-            kept = f" ({part.stat().st_size} bytes are kept and will be resumed)" if part.is_file() else ""
+            kept = f" ({part.stat().st_size} bytes are kept and will be resumed)" if _resumable(part) else ""
             raise ConnectionError(
                 f"cannot reach {url}{kept}. Without a connection, fetch it elsewhere and put it into {part.parent}. "
                 f"The error was: {type(error).__name__}"
             ) from None
         os.replace(part, output_file)
+        _version_of(part).unlink(missing_ok=True)
 
     def _fetch(self, requests: Any, url: str, part: Path) -> None:
-        have = part.stat().st_size if part.is_file() else 0
-        headers = (
-            {"Range": f"bytes={have}-", "Accept-Encoding": "identity"} if have else {"Accept-Encoding": "identity"}
-        )
+        headers, have = {"Accept-Encoding": "identity"}, 0
+        if _resumable(part):
+            have = part.stat().st_size
+            version = _version_of(part).read_text(encoding="utf-8")
+            headers |= {"Range": f"bytes={have}-", "If-Range": version}
         with requests.get(url, headers=headers, stream=True, timeout=self.timeout) as response:
-            if have and response.status_code == 416:
-                # nothing is left to fetch, or the part is not of this file: start over
+            # not every server heeds If-Range; 416: nothing is left to fetch, or the part is not of this file
+            partial = response.status_code == 206
+            if have and (response.status_code == 416 or (partial and not _continues(response, have, version))):
                 part.unlink()
                 self._fetch(requests, url, part)
                 return
             response.raise_for_status()
-            resumed = have > 0 and response.status_code == 206
+            if not partial:
+                have = 0
+                part.unlink(missing_ok=True)
+                _version_of(part).write_text(_version(response), encoding="utf-8")
             expected = response.headers.get("Content-Length")
-            expected = int(expected) + (have if resumed else 0) if expected is not None else None
-            bar = self._bar(url, expected, have if resumed else 0)
-            with open(part, "ab" if resumed else "wb") as stream:
+            expected = int(expected) + have if expected is not None else None
+            bar = self._bar(url, expected, have)
+            with open(part, "ab") as stream:
                 for chunk in response.iter_content(_CHUNK):
                     stream.write(chunk)
                     if bar is not None:
@@ -256,6 +268,28 @@ class _Resuming:
         return tqdm(total=total, initial=initial, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[1])
 
 
+def _version_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.version")
+
+
+def _resumable(part: Path) -> bool:
+    version = _version_of(part)
+    return part.is_file() and part.stat().st_size > 0 and version.is_file() and version.stat().st_size > 0
+
+
+def _version(response: Any) -> str:
+    """Strong ETag of an answer, or else its date of last modification, or nothing."""
+    tag = response.headers.get("ETag", "")
+    # a weak one also stands for bytes that differ
+    return response.headers.get("Last-Modified", "") if tag.startswith("W/") or not tag else tag
+
+
+def _continues(response: Any, have: int, version: str) -> bool:
+    """Whether an answer is the rest of a file of which ``have`` bytes are there."""
+    begins = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+    return begins and _version(response) in ("", version)
+
+
 def _pooch() -> Any:
     try:
         import pooch
@@ -269,7 +303,8 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _read_register(path: Path) -> dict[str, str]:
+def _read_register(folder: Path) -> dict[str, str]:
+    path = folder / _CHECKSUMS
     if not path.is_file():
         return {}
     try:
@@ -279,18 +314,67 @@ def _read_register(path: Path) -> dict[str, str]:
         raise OSError(f"{path} is damaged: delete it to accept the files as they are") from None
 
 
+def _write_register(folder: Path, known: dict[str, str]) -> None:
+    with atomic_path(folder / _CHECKSUMS, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")
+
+
+_DAMAGE = (EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile)
+
+
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack once; nothing may land outside the folder."""
+    """Unpack what is not there yet: nothing lands outside the folder, nor under its final name before it is whole."""
     done = folder / f".{archive.name}.unpacked"
-    if done.is_file() and done.read_text(encoding="utf-8") == _digest(archive):
+    digest = _digest(archive)
+    if _is_unpacked(done, folder, digest):
         return
+    with tempfile.TemporaryDirectory(prefix=f".{archive.name}.", dir=folder) as temporary:
+        within = Path(temporary)
+        try:
+            _extract(archive, within)
+        except _DAMAGE as error:
+            archive.unlink()
+            known = _read_register(folder)
+            if known.pop(archive.name, None) is not None:
+                _write_register(folder, known)
+            raise OSError(
+                f"{archive.name} is damaged and was deleted: fetch it again ({type(error).__name__}: {error})"
+            ) from None
+        files = [path for path in sorted(within.rglob("*")) if not path.is_dir()]
+        members = {path.relative_to(within).as_posix(): path.stat().st_size for path in files}
+        for path, member in zip(files, members, strict=True):
+            (folder / member).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, folder / member)
+    with atomic_path(done, overwrite=True) as marker:
+        marker.write_text(json.dumps({"sha256": digest, "members": members}), encoding="utf-8")
+
+
+def _is_unpacked(done: Path, folder: Path, digest: str) -> bool:
+    """Whether all members of the archive of that checksum are in the folder, in their full size."""
+    try:
+        content = json.loads(done.read_text(encoding="utf-8"))
+        members = content["members"].items() if content["sha256"] == digest else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+    return members is not None and all(
+        (folder / member).is_file() and (folder / member).stat().st_size == size for member, size in members
+    )
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    outside = f"{archive} holds a file that would be written outside its folder"
     if archive.name.endswith(".zip"):
         with zipfile.ZipFile(archive) as content:
             for member in content.namelist():
                 if not (folder / member).resolve().is_relative_to(folder.resolve()):
-                    raise OSError(f"{archive} holds {member}, which would be written outside {folder}")
+                    raise OSError(f"{outside}: {member}")
             content.extractall(folder)
-    else:
-        with tarfile.open(archive) as content:
+        return
+    with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as content:
+        try:
             content.extractall(folder, filter="data")
-    done.write_text(_digest(archive), encoding="utf-8")
+        except tarfile.FilterError as error:
+            raise OSError(f"{outside}: {error}") from None
+        # the checksum stands at the very end, which tarfile has no need to read
+        while stream.read(_CHUNK):
+            pass

@@ -6,6 +6,7 @@ returns it; none shows or saves anything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import numpy as np
 from lamost_lsf.sed.grids import BANDS
 
 if TYPE_CHECKING:
+    from astropy.table import Table
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from specutils import Spectrum
@@ -38,21 +40,55 @@ _LABEL = r"wavelength [$\mathrm{\AA}$]"
 _RESIDUAL = "(predicted - true) / true"
 
 
-def _new_figure(width: float, height: float) -> Figure:
-    # A figure of its own, outside pyplot: nothing stays open in a batch job, no window appears on a server.
+#: A marker a class and a filling an SNR: all pairs look different.
+_MARKERS = "os^Dv<>P*hXpd"
+_FILLS = ("full", "none", "left", "bottom", "right", "top")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure outside pyplot: nothing stays open in a batch job, no window appears on a server."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def _new_axes(ax: Axes | None) -> Axes:
-    return _new_figure(7.0, 4.0).subplots() if ax is None else ax
+    return new_figure(7.0, 4.0).subplots() if ax is None else ax
 
 
-def _levels(residuals: Residuals) -> tuple[np.ndarray, np.ndarray]:
+def _colors(n: int) -> list:
+    """As many different colours."""
+    if n <= len(_COLORS):
+        return list(_COLORS[:n])
+    from matplotlib import colormaps
+
+    return list(colormaps["turbo"](np.linspace(0.05, 0.95, n)))
+
+
+def _check(residuals: Residuals) -> None:
     if not len(residuals.residual):
         raise ValueError("there are no residuals to plot")
-    return np.unique(residuals.group), np.unique(residuals.snr)
+
+
+def _curves(residuals: Residuals) -> tuple[list[str], list[float], dict[tuple[str, float], Table]]:
+    """Classes, SNRs and the curves of each pair that has two spectra, below which there is no scatter."""
+    _check(residuals)
+    curves = {}
+    for group in np.unique(residuals.group):
+        for snr in np.unique(residuals.snr):
+            curve = residuals.select(group, snr).by_wavelength()
+            if len(curve):
+                curves[str(group), float(snr)] = curve
+    if not curves:
+        raise ValueError("a scatter needs two spectra of a class and SNR at least")
+    groups = sorted({group for group, _ in curves}, key=_rank)
+    return groups, sorted({snr for _, snr in curves}), curves
+
+
+def _rank(group: str) -> tuple[float, str]:
+    """By the number at the beginning, "5000-6000 K" before "10000-11000 K"; else by the alphabet."""
+    number = re.match(r"[+-]?\d+(\.\d+)?", group)
+    return (float(number[0]) if number else np.inf), group
 
 
 def _snr_name(snr: float) -> str:
@@ -65,7 +101,7 @@ def plot_residual_curves(residuals: Residuals, figure: Figure | None = None) -> 
     Parameters
     ----------
     residuals : Residuals
-        Of a training or a test set.
+        Of a training or a test set. Classes of one spectrum have no scatter and are left out.
     figure : `~matplotlib.figure.Figure`, optional
 
     Returns
@@ -73,27 +109,35 @@ def plot_residual_curves(residuals: Residuals, figure: Figure | None = None) -> 
     `~matplotlib.figure.Figure`
         Predicted errors are the dashed lines beside the scatter.
     """
-    groups, levels = _levels(residuals)
-    figure = _new_figure(9.0, 2.2 * groups.size + 0.6) if figure is None else figure
-    axes = figure.subplots(groups.size, 2, sharex=True, squeeze=False)
+    groups, levels, curves = _curves(residuals)
+    height = 2.2 if len(groups) <= 5 else 1.5
+    figure = new_figure(9.0, height * len(groups) + 0.6) if figure is None else figure
+    axes = figure.subplots(len(groups), 2, sharex=True, squeeze=False)
+    handles: dict[str, object] = {}
     for (left, right), group in zip(axes, groups, strict=True):
-        for color, snr in zip(_COLORS, levels, strict=False):
-            curve = residuals.select(group, snr).by_wavelength()
+        for color, snr in zip(_colors(len(levels)), levels, strict=True):
+            curve = curves.get((group, snr))
+            if curve is None:
+                continue
             w = curve["wavelength"].value
-            left.plot(w, curve["median"], color=color, lw=1.2, label=_snr_name(snr))
+            (line,) = left.plot(w, curve["median"], color=color, lw=1.2, label=_snr_name(snr))
+            handles.setdefault(_snr_name(snr), line)
             right.plot(w, curve["scatter"], color=color, lw=1.2)
             right.plot(w, curve["sigma"], color=color, lw=0.9, ls="--")
-            ends = (w[0], w[-1])
         left.axhline(0, color="0.6", lw=0.6, zorder=0)
-        left.set_ylabel(f"{group}: median")
-        right.set_ylabel(r"1 $\sigma$ (dashed: predicted)")
+        left.set_ylabel("median")
+        left.set_title(group, loc="left", fontsize="medium")
+        right.set_ylabel(r"1 $\sigma$")
         right.set_yscale("log")
         for low, high in BANDS.values():
             right.axvspan(low, high, color="0.5", alpha=0.06, lw=0)
-    axes[0, 0].legend(frameon=False, fontsize="small")
+    axes[0, 0].legend(handles.values(), handles, frameon=False, fontsize="small", ncols=-(-len(handles) // 4))
+    axes[0, 1].set_title("dashed: predicted", loc="right", fontsize="small")
+    # of what is known, not of the bands
+    known = np.concatenate([curve["wavelength"].value[[0, -1]] for curve in curves.values()])
     for ax in axes[-1]:
         ax.set_xlabel(_LABEL)
-        ax.set_xlim(ends)  # of what is known, not of the bands
+        ax.set_xlim(known.min(), known.max())
     return figure
 
 
@@ -105,30 +149,36 @@ def plot_error_comparison(
     Parameters
     ----------
     residuals : Residuals
+        Of 13 classes and 6 SNRs at most; classes of one spectrum have no scatter and are left out.
     ax : `~matplotlib.axes.Axes`, optional
     wavelength : sequence of float
-        Vacuum Angstrom; those outside the known range are left out. A colour each; a marker a class and SNR.
-    """
-    from matplotlib.lines import Line2D
+        Vacuum Angstrom; those outside the known range are left out. A colour each; a marker a class, a filling an SNR.
 
-    ax = _new_axes(ax)
-    groups, levels = _levels(residuals)
-    markers = "osD^vP*X<>"
+    Raises
+    ------
+    ValueError
+        None of the wavelengths is known; more classes or SNRs than can be told apart.
+    """
+    groups, levels, curves = _curves(residuals)
+    if len(groups) > len(_MARKERS) or len(levels) > len(_FILLS):
+        raise ValueError(
+            f"{len(groups)} classes and {len(levels)} SNRs: the markers tell {len(_MARKERS)} and {len(_FILLS)} apart; "
+            "choose some with residuals.select"
+        )
+    ax = new_figure(6.4, 6.0).subplots() if ax is None else ax
     extremes: list[float] = []
-    shapes: dict[str, str] = {}
-    for g, group in enumerate(groups):
-        for s, snr in enumerate(levels):
-            curve = residuals.select(group, snr).by_wavelength()
+    colors: dict[str, object] = {}
+    for color, at in zip(_colors(len(wavelength)), wavelength, strict=True):
+        for (group, snr), curve in curves.items():
             w = curve["wavelength"].value
-            for color, at in zip(_COLORS, wavelength, strict=False):
-                if not w[0] <= at <= w[-1]:
-                    continue
-                k = int(np.argmin(np.abs(w - at)))
-                x, y = curve["scatter"][k], curve["sigma"][k]
-                extremes += [x, y]
-                marker = markers[(g * levels.size + s) % len(markers)]
-                ax.plot(x, y, marker, color=color, ms=5, label=rf"{at:.0f} $\mathrm{{\AA}}$" if g == s == 0 else None)
-                shapes[f"{group}, {_snr_name(snr)}"] = marker
+            if not w[0] <= at <= w[-1]:
+                continue
+            k = int(np.argmin(np.abs(w - at)))
+            x, y = curve["scatter"][k], curve["sigma"][k]
+            extremes += [x, y]
+            marker, fill = _MARKERS[groups.index(group)], _FILLS[levels.index(snr)]
+            ax.plot(x, y, marker, color=color, ms=6, mew=0.9, fillstyle=fill)
+            colors[rf"{at:.0f} $\mathrm{{\AA}}$"] = color
     if not extremes:
         raise ValueError(f"none of the wavelengths {list(wavelength)} lies where SEDs are known")
     ends = np.array([0.7 * min(extremes), 1.4 * max(extremes)])
@@ -136,14 +186,26 @@ def plot_error_comparison(
     ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     ax.set_xlabel(r"1 $\sigma$ of the residuals")
     ax.set_ylabel("median predicted error")
-    colors = ax.legend(frameon=False, fontsize="small", loc="upper left")
-    if len(shapes) > 1:
-        ax.add_artist(colors)
-        handles = [
-            Line2D([], [], ls="none", marker=marker, color="0.3", ms=5, label=name) for name, marker in shapes.items()
-        ]
-        ax.legend(handles=handles, frameon=False, fontsize="x-small", loc="lower right")
+    _legends(ax, colors, groups if len(groups) > 1 else [], levels if len(levels) > 1 else [])
     return ax
+
+
+def _legends(ax: Axes, colors: dict[str, object], groups: Sequence[str], levels: Sequence[float]) -> None:
+    """Colours in the upper left corner, markers and fillings in the lower right, where no error should lie."""
+    from matplotlib.lines import Line2D
+
+    def handle(name: str, marker: str = "o", color: object = "0.3", fill: str = "full") -> Line2D:
+        return Line2D([], [], ls="none", marker=marker, color=color, ms=6, mew=0.9, fillstyle=fill, label=name)
+
+    first = [handle(name, color=color) for name, color in colors.items()]
+    second = [handle(name, marker) for name, marker in zip(groups, _MARKERS, strict=False)]
+    second += [handle(_snr_name(snr), fill=fill) for snr, fill in zip(levels, _FILLS, strict=False)]
+    upper = ax.legend(handles=first, frameon=False, fontsize="small", loc="upper left")
+    if second:
+        ax.add_artist(upper)
+        ax.legend(
+            handles=second, frameon=False, fontsize="x-small", loc="lower right", ncols=1 + (len(second) > 8),
+        )  # fmt: skip
 
 
 def plot_examples(residuals: Residuals, which: Sequence[int], figure: Figure | None = None) -> Figure:
@@ -156,17 +218,22 @@ def plot_examples(residuals: Residuals, which: Sequence[int], figure: Figure | N
         Rows of ``residuals``.
     figure : `~matplotlib.figure.Figure`, optional
     """
-    _levels(residuals)
-    if not len(which):
+    _check(residuals)
+    n = len(which)
+    if not n:
         raise ValueError("name the stars to plot")
-    n_column = min(3, len(which))
-    n_row = -(-len(which) // n_column)
-    figure = _new_figure(3.6 * n_column, 3.0 * n_row) if figure is None else figure
-    heights = [3, 1] * n_row
-    axes = figure.subplots(2 * n_row, n_column, sharex=True, squeeze=False, height_ratios=heights)
+    n_column = 2 if n == 4 else min(3, n)
+    n_row = -(-n // n_column)
+    figure = new_figure(3.6 * n_column, 3.0 * n_row) if figure is None else figure
+    axes = figure.subplots(2 * n_row, n_column, sharex=True, squeeze=False, height_ratios=[3, 1] * n_row)
     w = residuals.grid.wavelength
-    for k, row in enumerate(which):
+    for k in range(n_row * n_column):
         top, bottom = axes[2 * (k // n_column)][k % n_column], axes[2 * (k // n_column) + 1][k % n_column]
+        if k >= n:
+            top.remove()
+            bottom.remove()
+            continue
+        row = which[k]
         top.plot(w, residuals.true[row], color="0.25", lw=1.4, label="true")
         top.plot(w, residuals.sed[row], color=_COLORS[1], lw=0.9, label="predicted")
         top.set_title(f"{residuals.group[row]}, {_snr_name(residuals.snr[row])}", fontsize="small")
@@ -176,13 +243,13 @@ def plot_examples(residuals: Residuals, which: Sequence[int], figure: Figure | N
         known = np.isfinite(residuals.residual[row])
         reach = 1.1 * max(np.max(np.abs(residuals.residual[row][known])), np.median(sigma))
         bottom.set_ylim(-reach, reach)
-    for ax in axes.ravel():
-        ax.label_outer()
-    for ax in axes[-1]:
-        ax.set_xlabel(_LABEL)
+        if k + n_column >= n:  # the last of its column
+            bottom.set_xlabel(_LABEL)
+            bottom.tick_params(labelbottom=True)
+        if k % n_column == 0:
+            top.set_ylabel("scaled flux")
+            bottom.set_ylabel("residual")
     axes[0, 0].legend(frameon=False, fontsize="small")
-    axes[0, 0].set_ylabel("scaled flux")
-    axes[1, 0].set_ylabel("residual")
     return figure
 
 
@@ -202,10 +269,9 @@ def plot_predictions(spectrum: Spectrum, names: Sequence[str] | None = None, ax:
     flux, error = np.atleast_2d(spectrum.flux.value), np.atleast_2d(spectrum.uncertainty.array)
     if names is not None and len(names) != len(flux):
         raise ValueError(f"{len(names)} names were given for {len(flux)} SEDs")
-    for k, (y, e) in enumerate(zip(flux, error, strict=True)):
+    for k, (y, e, color) in enumerate(zip(flux, error, _colors(len(flux)), strict=True)):
         if not np.isfinite(y).any():
             continue
-        color = _COLORS[k % len(_COLORS)]
         ax.fill_between(w, y - e, y + e, color=color, alpha=0.25, lw=0)
         ax.plot(w, y, color=color, lw=1.0, label=None if names is None or len(flux) > 8 else names[k])
     ax.set_xlabel(_LABEL)
@@ -232,7 +298,7 @@ def plot_residual_map(
         Residual at the ends of the colours.
     """
     ax = _new_axes(ax)
-    _levels(residuals)
+    _check(residuals)
     order = np.asarray(order, dtype=np.float64)
     if order.shape != (len(residuals.residual),):
         raise ValueError(f"order must have one value for each of {len(residuals.residual)} rows, got {order.shape}")
@@ -266,7 +332,7 @@ def plot_rmsae(
         Where a line is drawn: larger ones count as abnormal in the paper.
     """
     ax = _new_axes(ax)
-    _levels(residuals)
+    _check(residuals)
     ax.plot(np.asarray(label, dtype=np.float64), residuals.rmsae, ".", color=_COLORS[0])
     ax.axhline(limit, color="0.5", lw=0.8, ls="--")
     ax.set_xlabel(name)
@@ -287,21 +353,42 @@ def plot_residual_lines(
     systematic : tuple of ndarray, optional
         Wavelengths (vacuum Angstrom) and a known relative difference of two libraries, drawn in red.
     """
-    ax = _new_axes(ax)
-    _levels(residuals)
-    w = residuals.grid.wavelength
-    ax.plot(w, residuals.residual.T, color="0.6", lw=0.3, alpha=0.5)
-    curve = residuals.by_wavelength()
-    x, median, scatter = curve["wavelength"].value, curve["median"], curve["scatter"]
-    ax.plot(x, median, color=_COLORS[0], lw=1.5, label="median")
-    ax.plot(x, median - scatter, color=_COLORS[0], lw=1.0, ls="--", label=r"1 $\sigma$")
-    ax.plot(x, median + scatter, color=_COLORS[0], lw=1.0, ls="--")
+    _check(residuals)
+    ax = draw_residuals(residuals.grid.wavelength, residuals.residual, _new_axes(ax))
     if systematic is not None:
-        ax.plot(*systematic, color="#c1272d", lw=1.2, label="systematic difference")
-    ax.axhline(0, color="0.3", lw=0.6)
-    reach = 4 * float(np.max(scatter))
-    ax.set_ylim(-reach, reach)
-    ax.set_xlabel(_LABEL)
-    ax.set_ylabel(_RESIDUAL)
+        ax.plot(*systematic, color="#c1272d", lw=1.2, label="systematic difference", zorder=3)
     ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def draw_residuals(
+    wavelength: np.ndarray, residual: np.ndarray, ax: Axes, *, limit: float | None = None, max_lines: int = 400
+) -> Axes:
+    """Relative residuals (n, n_pix) of many spectra with their median and the 16th to 84th percentiles, no legend.
+
+    Parameters
+    ----------
+    wavelength : ndarray (n_pix,)
+        Vacuum Angstrom.
+    residual : ndarray (n, n_pix)
+        NaN where not known.
+    ax : `~matplotlib.axes.Axes`
+    limit : float, optional
+        Half-range of the ordinate; by default about four times the largest scatter.
+    max_lines : int
+        More spectra than this are thinned; the curves are of all.
+    """
+    if not np.any(np.isfinite(residual)):
+        raise ValueError("there is no finite residual to draw")
+    ax.plot(wavelength, residual[:: max(1, -(-len(residual) // max_lines))].T, color="0.6", lw=0.4, alpha=0.5, zorder=1)
+    seen = np.isfinite(residual).any(axis=0)
+    low, middle, high = np.nanpercentile(residual[:, seen], [15.8655, 50, 84.1345], axis=0)
+    w = wavelength[seen]
+    ax.plot(w, middle, color=_COLORS[0], lw=1.6, label="median", zorder=3)
+    ax.plot(w, low, color=_COLORS[0], lw=1.0, ls="--", label=r"1 $\sigma$", zorder=3)
+    ax.plot(w, high, color=_COLORS[0], lw=1.0, ls="--", zorder=3)
+    ax.axhline(0, color="0.3", lw=0.6, zorder=2)
+    if limit is None:
+        limit = max(2.0 * np.max(high - low), 1.1 * np.max(np.abs([low, high])), 1e-3)
+    ax.set(xlim=(w[0], w[-1]), ylim=(-limit, limit), xlabel=_LABEL, ylabel=_RESIDUAL)
     return ax

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lamost_lsf.sed.figures import draw_residuals, new_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -19,15 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_common_stars", "plot_flat_field", "plot_gp_residuals", "plot_residuals"]
 
-_QUIET, _ACCENT = "0.6", "#0072b2"
 _ANGSTROM = r"$\mathrm{\AA}$"
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    # A figure of its own, outside pyplot: nothing stays open in a batch job, no window appears on a server.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def plot_residuals(
@@ -63,23 +57,10 @@ def plot_residuals(
     predicted, true = np.atleast_2d(predicted), np.atleast_2d(true)
     if predicted.shape != true.shape or predicted.shape[1] != np.size(wavelength):
         raise ValueError(f"shapes {predicted.shape} and {true.shape} do not fit {np.size(wavelength)} wavelengths")
-    ax = _new_figure(7.2, 3.2).subplots() if ax is None else ax
+    ax = new_figure(7.2, 3.2).subplots() if ax is None else ax
     with np.errstate(divide="ignore", invalid="ignore"):
         residual = predicted / true - 1.0
-    if not np.any(np.isfinite(residual)):
-        raise ValueError("there is no finite residual to draw")
-    step = max(1, -(-len(residual) // max_lines))
-    ax.plot(wavelength, residual[::step].T, color=_QUIET, lw=0.4, alpha=0.5, zorder=1)
-    seen = np.isfinite(residual).any(axis=0)
-    low, middle, high = np.nanpercentile(residual[:, seen], [15.87, 50, 84.13], axis=0)
-    ax.plot(wavelength[seen], middle, color=_ACCENT, lw=1.6, label="median", zorder=3)
-    ax.plot(wavelength[seen], low, color=_ACCENT, lw=1.0, ls="--", label=r"1 $\sigma$", zorder=3)
-    ax.plot(wavelength[seen], high, color=_ACCENT, lw=1.0, ls="--", zorder=3)
-    ax.axhline(0.0, color="k", lw=0.6, zorder=2)
-    ax.set(
-        xlim=(wavelength[0], wavelength[-1]), ylim=(-limit, limit), xlabel=f"wavelength ({_ANGSTROM}, vacuum)",
-        ylabel="(predicted - true) / true",
-    )  # fmt: skip
+    draw_residuals(np.asarray(wavelength, dtype=np.float64), residual, ax, limit=limit, max_lines=max_lines)
     ax.legend(loc="upper right", frameon=False, ncols=2)
     text = f"{len(residual)} spectra" if label is None else f"{label}: {len(residual)} spectra"
     ax.text(0.01, 0.97, text, transform=ax.transAxes, va="top")
@@ -108,7 +89,7 @@ def plot_gp_residuals(
     -------
     `~matplotlib.figure.Figure`
     """
-    figure = _new_figure(7.2, 5.4) if figure is None else figure
+    figure = new_figure(7.2, 5.4) if figure is None else figure
     axes = figure.subplots(2, 1, sharex=True)
     for ax, (predicted, true), label in zip(axes, (train, test), ("training", "testing"), strict=True):
         plot_residuals(wavelength, predicted, true, ax, limit=limit, label=label)
@@ -145,7 +126,7 @@ def plot_flat_field(
     `~matplotlib.figure.Figure`
     """
     at = np.atleast_1d(np.asarray(wavelength, dtype=np.float64))
-    figure = _new_figure(3.0 * at.size + 0.8, 5.2) if figure is None else figure
+    figure = new_figure(3.0 * at.size + 0.8, 5.2) if figure is None else figure
     (x0, x1), (y0, y1) = cube.domain
     x, y = np.linspace(x0, x1, samples), np.linspace(y0, y1, samples)
     flat, error = cube.flat(x[None], y[:, None], at)

@@ -136,6 +136,11 @@ class Library:
         """Mask (n_star,) of the stars whose Teff, log g and [Fe/H] are all known."""
         return np.all(np.isfinite(self.labels), axis=1)
 
+    @property
+    def classes(self) -> np.ndarray:
+        """First letter of each star's type (n_star,), "all" where it is unknown."""
+        return np.array([str(name)[:1] or "all" for name in self.table["type"]])
+
     def rows(self, size: int = _ROWS) -> Iterator[tuple[slice, np.ndarray]]:
         """Flux of ``size`` stars at a time: pairs of a slice and an array (<= size, n_pix)."""
         for start in range(0, len(self), size):
@@ -282,7 +287,8 @@ class Library:
         Raises
         ------
         ValueError
-            A target finer than the library's own resolution, or anything but one target.
+            A target finer than the library's own resolution (by more than 0.5 %, which is how well that is known), or
+            anything but one target.
         """
         from lamost_lsf.sed.libraries_resolution import degrade_rows
 

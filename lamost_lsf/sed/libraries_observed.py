@@ -18,12 +18,12 @@ from lamost_lsf.units import air_to_vacuum, check_medium, doppler_factor
 
 __all__ = ["read_calspec", "read_mastar", "read_miles", "read_ngsl", "read_pickles"]
 
-#: FWHM of MILES, Angstrom (Falcón-Barroso et al. 2011).
+#: FWHM of MILES, Angstrom (Falcón-Barroso et al. 2011), where the files do not state their own.
 MILES_FWHM = 2.51
 
 
 def read_miles(folder: Path, *, labels: Table | str | os.PathLike | None = None) -> Library:
-    """MILES: 3540-7410 A, FWHM 2.51 A, flux calibrated, corrected for reddening; air wavelengths, converted.
+    """MILES: 3540-7410 A, FWHM 2.5 A, flux calibrated, corrected for reddening; air wavelengths, converted.
 
     Sánchez-Blázquez et al. 2006, Cenarro et al. 2007, Falcón-Barroso et al. 2011. Either an npz file ``miles*.npz`` of
     ``wave_air_A``, ``flux``, ``miles_id`` and ``teff_logg_feh``, or the library's own FITS files ``s0001.fits``;

@@ -33,16 +33,42 @@ def find_files(
     return found
 
 
+#: Numbers by zones, as of the Durchmusterung: catalogue, sign, degrees (two digits, unless parted from the rest).
+_ZONE = re.compile(r"(agk\d?|bd|cd|cpd|grw)[\s_]*([+-]?)\s*(?:(\d{2})|(\d)(?=[\s_d°]))[\s_d°]*0*(\d+)(.*)")
+
+
 def star_key(name: str) -> str:
-    """A star's name without what catalogues write differently: case, blanks, signs, zeros before numbers.
+    """A star's name without what catalogues write differently: case, blanks, underscores, zeros before numbers.
+
+    Signs and the borders of numbers tell stars apart and stay. A sign of which a file's name keeps a "_" at most is
+    that of most stars of the catalogue: south for CD and CPD, north for others (BD, AGK, GRW, WD).
 
     Examples
     --------
     >>> star_key("HD 000245") == star_key("hd245"), star_key("BD+17 4708") == star_key("bd_17d4708")
     (True, True)
+    >>> star_key("BD+17 4708") == star_key("BD-17 4708"), star_key("BD+02 3375") == star_key("BD+23 375")
+    (False, False)
     """
-    text = re.sub(r"(?<=\d)d(?=\d)", " ", str(name).strip().lower())
-    return "".join(part.lstrip("0") or "0" if part.isdigit() else part for part in re.findall(r"[a-z]+|\d+", text))
+    text = str(name).strip().lower().replace("\u2212", "-")
+    zone = _ZONE.fullmatch(text)
+    if zone:
+        catalogue, sign, two, one, number, rest = zone.groups()
+        sign = sign or ("-" if catalogue in ("cd", "cpd") else "+")
+        return f"{catalogue}{sign}{int(two or one)}.{number}{_plain(rest)}"
+    # hours, minutes and degrees: "wd1657_343"
+    return _plain(re.sub(r"(?<=[a-z]\d{4})_(?=\d)", "+", text))
+
+
+def _plain(text: str) -> str:
+    """Letters and numbers of a name, of which what parts two numbers is told: a "+", or anything else."""
+    out = ""
+    for sign, part in re.findall(r"(\+?)([a-z]+|\d+)", text):
+        if part.isdigit():
+            part = part.lstrip("0") or "0"
+            out += sign or ("." if out[-1:].isdigit() else "")
+        out += part
+    return out
 
 
 def join_labels(table: Table, labels: Table | str | os.PathLike | None) -> Table:

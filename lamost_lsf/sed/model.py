@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from lamost_lsf.files import atomic_path
 from lamost_lsf.modelfile import damaged_model, model_metadata, read_model_file
 from lamost_lsf.sed.domain import Domain
-from lamost_lsf.sed.error_scale import ErrorScale
+from lamost_lsf.sed.error_scale import ErrorScale, color_index
 from lamost_lsf.sed.grids import WavelengthGrid, normalize_flux
 from lamost_lsf.sed.network import Architecture, UaRANet
 from lamost_lsf.sed.preparation import SpectralSet
+from lamost_lsf.training.loop import choose_device
 
 if TYPE_CHECKING:
     from lamost_lsf.sed.training import TrainSettings
@@ -84,8 +85,8 @@ class SEDModel:
         coverage = np.full(len(output_grid), 2) if coverage is None else np.asarray(coverage)
         if coverage.shape != (len(output_grid),) or not np.isin(coverage, (0, 1, 2)).all():
             raise ValueError(f"coverage must be 0, 1 or 2 for each of {len(output_grid)} pixels")
-        if error_scale is not None and error_scale.factor.shape[1] != len(output_grid):
-            raise ValueError(f"factors of {error_scale.factor.shape[1]} pixels do not fit a grid of {len(output_grid)}")
+        if error_scale is not None and error_scale.factor.shape[2] != len(output_grid):
+            raise ValueError(f"factors of {error_scale.factor.shape[2]} pixels do not fit a grid of {len(output_grid)}")
         self.networks = list(networks)
         for network in self.networks:
             network.eval()
@@ -157,7 +158,7 @@ class SEDModel:
         return alone
 
     def evaluate_networks(
-        self, flux: np.ndarray, error: np.ndarray, *, batch_size: int = 256, device: str | torch.device = "cpu"
+        self, flux: np.ndarray, error: np.ndarray, *, batch_size: int = 256, device: str = "cpu"
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """SEDs of inputs that are ready; `lamost_lsf.sed.predict` starts from spectra.
 
@@ -182,12 +183,13 @@ class SEDModel:
         if flux.shape[1] != len(self.input_grid):
             raise ValueError(f"inputs must have {len(self.input_grid)} pixels, got {flux.shape[1]}")
         sed, aleatoric, epistemic = (np.empty((n, m)) for _ in range(3))
-        networks = [network.to(device) for network in self.networks]
+        where = choose_device(device)
+        networks = [network.to(where) for network in self.networks]
         with torch.inference_mode():
             for begin in range(0, n, batch_size):
                 part = slice(begin, begin + batch_size)
-                x = torch.tensor(flux[part]).to(device)
-                e = torch.tensor(error[part]).to(device)
+                x = torch.tensor(flux[part]).to(where)
+                e = torch.tensor(error[part]).to(where)
                 answers = [network(x, e) for network in networks]
                 logs = torch.stack([answer.log() for answer, _ in answers])
                 sigmas = torch.stack([sigma for _, sigma in answers])
@@ -198,7 +200,10 @@ class SEDModel:
         sed[:, self.coverage == 0] = np.nan
         if self.error_scale is not None:
             # the mean of the logarithm, which the networks go by, too
-            factor = self.error_scale.at(np.exp(-np.log(error.astype(np.float64)).mean(axis=1)))
+            snr = np.exp(-np.log(error.astype(np.float64)).mean(axis=1))
+            grid = self.input_grid
+            color = color_index(sed, self.output_grid.wavelength, grid.start, grid.stop)
+            factor = self.error_scale.at(snr, color)
             aleatoric, epistemic = aleatoric * factor, epistemic * factor
         return sed, aleatoric, epistemic
 

@@ -115,6 +115,7 @@ class UaRANet(nn.Module):
 
     - Of a sub-unit's four convolutions the first (with the stride) makes the feature map M from the batch-normalised,
       rectified input; the other three make the attention map of Eq. 4.
+    - Z is the mean of the last unit's batch-normalised features after a ReLU, as those of every unit before.
     - The shortcut of a unit with a stride takes every stride-th pixel; new channels are zeros.
     - The input is the normalised flux minus 1 over ``input_scale``, the noise the logarithm of the relative error,
       standardised; both scales belong to the network's buffers and come from the training set.

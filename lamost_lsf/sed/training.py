@@ -63,6 +63,10 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if not self.epochs > 0:
             raise ValueError(f"epochs must be positive, got {self.epochs}")
+        if self.batch_size < 1 or self.validate_every < 1:
+            raise ValueError(
+                f"batch_size and validate_every must be at least 1, got {self.batch_size} and {self.validate_every}"
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.validation < 1:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from astropy.table import Table
 
 from lamost_lsf.cluster import cluster_client, import_distributed
@@ -309,7 +308,7 @@ def train_all(
     if not output.parent.is_dir():
         raise FileNotFoundError(f"folder {output.parent} does not exist")
     if scheduler is None:
-        torch.empty(0, device=choose_device(plan.device))  # a device that is not there: here, not once a set
+        choose_device(plan.device)  # a device that is not there: here, not once a set
     submit = None if scheduler is None and workers is None else import_distributed("training")
     output.mkdir(exist_ok=True)
     work = output / ".work" if work is None else Path(work).absolute()

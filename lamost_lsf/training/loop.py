@@ -101,10 +101,22 @@ class History:
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """The device asked for; "auto" is a GPU where there is one."""
+    """The device asked for; "auto" is a GPU where there is one.
+
+    Raises
+    ------
+    ValueError
+        No such device here.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device must be auto, cpu or one that torch has here, got {device!r} ({reason})") from None
+    return chosen
 
 
 def train_network(
