@@ -269,6 +269,10 @@ def test_ngsl(tmp_path):
         flux, _ = model_star(air, teff, "air")
         Table({"WAVELENGTH": air, "FLUX": flux}).write(below / f"h_stis_ngsl_{name}_v2.fits")
     labels = Table({"Name": ["HD 245", "BD+17 4708"], "Teff": [5800, 6141], "logg": [4.3, 3.87], "FeH": [-0.6, -1.7]})
+    hidden = tmp_path / ".stis_ngsl_v2.zip.x1"
+    hidden.mkdir()
+    (hidden / "h_stis_ngsl_hd000245_v2.fits").write_text("left by a killed unpacking")
+    (below / "._h_stis_ngsl_hd000245_v2.fits").write_text("of an archiver")
     library = read_library("ngsl", tmp_path, labels=labels)
     assert library.table["name"].tolist() == ["bd17d4708", "hd000245"]
     assert library.table["teff"].tolist() == [6141.0, 5800.0]

@@ -35,6 +35,7 @@ from lamost_lsf.sed.libraries_check import (
     generate_spectra,
     generated_set,
 )
+from lamost_lsf.sed.libraries_labels import check_labels
 from lamost_lsf.sed.optimum import LinearFamily
 from lamost_lsf.sed.preparation import SpectralSet, convolve_library, prepare_set
 
@@ -68,6 +69,7 @@ __all__ = [
     "SpectralGP",
     "SpectrumFlag",
     "StandardStars",
+    "check_labels",
     "check_spectra",
     "clean_library",
     "deredden",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,6 +62,16 @@ class Residuals:
             keep &= self.snr == snr
         arrays = (self.residual, self.sigma, self.group, self.snr, self.index, self.sed, self.true)
         return Residuals(self.grid, *(array[keep] for array in arrays))
+
+    @property
+    def groups(self) -> list[str]:
+        """Classes by the number they begin with, "5000-6000" before "10000-11000", else by the alphabet."""
+
+        def rank(group: str) -> tuple[float, str]:
+            number = re.match(r"[+-]?\d+(\.\d+)?", group)
+            return (float(number[0]) if number else np.inf), group
+
+        return sorted({str(group) for group in self.group}, key=rank)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Residuals]) -> Residuals:
@@ -167,7 +178,7 @@ def summarize(residuals: Residuals, bands: dict[str, tuple[float, float]] = BAND
         ``sigma`` (predicted), ``ratio`` (sigma / scatter).
     """
     tables = []
-    for group in [*np.unique(residuals.group)]:
+    for group in residuals.groups:
         for snr in np.unique(residuals.snr):
             part = residuals.select(group, snr)
             if not len(part.residual):
@@ -183,7 +194,7 @@ def summarize(residuals: Residuals, bands: dict[str, tuple[float, float]] = BAND
                 scatter, sigma = float(np.median(c["scatter"])), float(np.median(c["sigma"]))
                 rows.append(
                     {
-                        "group": str(group), "snr": float(snr), "band": name, "n": len(part.residual),
+                        "group": group, "snr": float(snr), "band": name, "n": len(part.residual),
                         "median": float(np.median(c["median"])),
                         "bias": float(np.median(np.abs(c["median"]) / c["sigma"])),
                         "scatter": scatter, "sigma": sigma, "ratio": sigma / scatter,

@@ -6,7 +6,6 @@ returns it; none shows or saves anything.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -74,21 +73,15 @@ def _curves(residuals: Residuals) -> tuple[list[str], list[float], dict[tuple[st
     """Classes, SNRs and the curves of each pair that has two spectra, below which there is no scatter."""
     _check(residuals)
     curves = {}
-    for group in np.unique(residuals.group):
+    for group in residuals.groups:
         for snr in np.unique(residuals.snr):
             curve = residuals.select(group, snr).by_wavelength()
             if len(curve):
-                curves[str(group), float(snr)] = curve
+                curves[group, float(snr)] = curve
     if not curves:
         raise ValueError("a scatter needs two spectra of a class and SNR at least")
-    groups = sorted({group for group, _ in curves}, key=_rank)
+    groups = [group for group in residuals.groups if any(group == known for known, _ in curves)]
     return groups, sorted({snr for _, snr in curves}), curves
-
-
-def _rank(group: str) -> tuple[float, str]:
-    """By the number at the beginning, "5000-6000 K" before "10000-11000 K"; else by the alphabet."""
-    number = re.match(r"[+-]?\d+(\.\d+)?", group)
-    return (float(number[0]) if number else np.inf), group
 
 
 def _snr_name(snr: float) -> str:

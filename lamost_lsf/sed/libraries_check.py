@@ -126,7 +126,7 @@ def check_spectra(
     again, until it no longer changes; every star is judged by the final set, itself left out.
 
     Labels that are wrong by little, or of little influence on the flux, pass that test: where labels matter (in
-    `generate_spectra`; not in the training of a network), ``label`` also judges them by the spectra (``check_labels``,
+    `generate_spectra`; not in the training of a network), ``label`` also judges them by the spectra (`check_labels`,
     which is not of the paper).
 
     Parameters

@@ -17,7 +17,7 @@ __all__ = ["common_grid", "find_files", "join_labels", "star_key"]
 def find_files(
     folder: str | os.PathLike, pattern: str, *, what: str = "file", required: bool = True, deep: bool = False
 ) -> list[Path]:
-    """Sorted files of a folder that match a pattern.
+    """Sorted files of a folder that match a pattern, but for hidden ones and those of hidden folders.
 
     Raises
     ------
@@ -28,6 +28,8 @@ def find_files(
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
     found = sorted(folder.rglob(pattern) if deep else folder.glob(pattern))
+    # what a broken-off unpacking or another system's archiver left
+    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if required and not found:
         raise FileNotFoundError(f"no {what} in {folder} (looked for {pattern})")
     return found

@@ -16,8 +16,9 @@ from specutils import Spectrum
 
 from lamost_lsf.convolution import convolve
 from lamost_lsf.lsf import LSF
-from lamost_lsf.sed.grids import INPUT_GRID, OUTPUT_GRID, WavelengthGrid, scale_sed
+from lamost_lsf.sed.grids import INPUT_GRID, OUTPUT_GRID, WavelengthGrid
 from lamost_lsf.sed.libraries_base import Library
+from lamost_lsf.sed.libraries_resolution import scaled_seds
 
 __all__ = ["SpectralSet", "convolve_library", "prepare_set"]
 
@@ -262,19 +263,11 @@ def prepare_set(
             f"{missing.sum()} of {len(library)} spectra (library {library.name}, {w[0]:.0f}-{w[-1]:.0f} A) have no "
             f"flux in part of the input range {input_grid.start:.0f}-{input_grid.stop:.0f} A: choose others"
         )
-    sed = library.degrade(output_grid.spectral_axis, resolving_power=output_grid.resolving_power).flux
-    sed, reference = scale_sed(sed, output_grid)
-    negative = (sed <= 0).any(axis=1)
-    if negative.any():
-        raise ValueError(
-            f"{negative.sum()} of {len(library)} SEDs have flux that is not positive; drop them with "
-            "library[library.positive(low, high)]"
-        )
-    kind = np.array([str(name)[:1] or "all" for name in library.table["type"]])
+    sed, reference = scaled_seds(library, output_grid)
     flux = flux / reference[:, None]
     return SpectralSet(
-        flux.astype(np.float32), sed.astype(np.float32), same_star(flux, np.asarray(library.table["name"])), kind,
-        input_grid, output_grid, library.table,
+        flux.astype(np.float32), sed.astype(np.float32), same_star(flux, np.asarray(library.table["name"])),
+        library.classes, input_grid, output_grid, library.table,
     )  # fmt: skip
 
 
