@@ -277,6 +277,23 @@ def test_what_cannot_be_an_input_is_refused():
         sed.input_vector(half, rv, grid=grid)
 
 
+def test_flux_per_frequency_is_refused():
+    star = sed_stars.observed()
+    jansky = Spectrum(
+        flux=star.flux.value * u.Jy, spectral_axis=star.spectral_axis,
+        uncertainty=StdDevUncertainty(star.uncertainty.array),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="per wavelength, got Jy"):
+        sed.input_vector(jansky, 0 * u.km / u.s, grid=sed_stars.INPUT)
+
+
+def test_a_set_says_what_it_holds_in_a_line():
+    text = repr(sed_stars.spectra(10))
+    assert "10 spectra of" in text
+    assert "5 of F, 5 of G" in text
+    assert len(text) < 300
+
+
 def test_a_real_lamost_spectrum_becomes_an_input():
     data = os.environ.get("LAMOST_LSF_DATA")
     files = sorted(Path(data, "lamost/lrs_repeats_dr8").glob("*.fits*")) if data else []

@@ -42,7 +42,7 @@ def rmsae(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean((np.asarray(predicted) / np.asarray(true) - 1.0) ** 2, axis=-1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GPPrediction:
     """Spectra predicted from labels.
 
@@ -62,6 +62,10 @@ class GPPrediction:
     error: np.ndarray
     novelty: np.ndarray
     beyond: np.ndarray
+
+    def __repr__(self) -> str:
+        n, m = self.flux.shape
+        return f"<GPPrediction of {n} spectra of {m} pixels, {int(self.outside.sum())} outside the training labels>"
 
     @property
     def outside(self) -> np.ndarray:

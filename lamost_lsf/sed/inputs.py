@@ -85,7 +85,8 @@ def input_vector(
     TypeError
         Something other than a Spectrum.
     ValueError
-        Several spectra at once, no uncertainty, no velocity, too many masked pixels, flux that is not positive.
+        Several spectra at once, flux per frequency, no uncertainty, no velocity, too many masked pixels, flux that is
+        not positive.
     OutOfRangeError
         A spectrum that does not cover the grid at rest.
 
@@ -106,6 +107,8 @@ def input_vector(
         raise TypeError(f"spectrum must be a specutils Spectrum, got {type(spectrum).__name__}")
     if spectrum.flux.ndim != 1:
         raise ValueError(f"one spectrum at a time is prepared, got flux of shape {spectrum.flux.shape}")
+    if spectrum.flux.unit.is_equivalent(u.Jy):
+        raise ValueError(f"flux must be per wavelength, got {spectrum.flux.unit}: spectrum.with_flux_unit converts it")
     if not 0 <= max_masked < 1:
         raise ValueError(f"max_masked must be at least 0 and less than 1, got {max_masked}")
     medium = check_medium(medium or spectrum.meta.get("wavelength_medium") or "vacuum")

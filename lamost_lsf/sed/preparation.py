@@ -23,7 +23,7 @@ from lamost_lsf.sed.libraries_resolution import scaled_seds
 __all__ = ["SpectralSet", "convolve_library", "prepare_set"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SpectralSet:
     """Spectra of stars as inputs and SEDs.
 
@@ -50,6 +50,13 @@ class SpectralSet:
     input_grid: WavelengthGrid = INPUT_GRID
     output_grid: WavelengthGrid = OUTPUT_GRID
     labels: Table = field(default_factory=Table)
+
+    def __repr__(self) -> str:
+        groups = ", ".join(f"{np.sum(self.group == g)} of {g}" for g in np.unique(self.group))
+        stars = np.unique(self.star).size
+        return (
+            f"<SpectralSet of {len(self)} spectra of {stars} stars ({groups}), {self.input_grid}, {self.output_grid}>"
+        )
 
     def __post_init__(self) -> None:
         n = len(self.flux)
