@@ -43,7 +43,7 @@ def planted(n=6000, seed=0):
 
 def test_planted_factors_are_found():
     residuals, factor = planted()
-    scale = ErrorScale.fit(residuals, window=11, highest_snr=80.0)
+    scale = ErrorScale.fit(residuals, colors=3, window=11, highest_snr=80.0)
     np.testing.assert_array_equal(scale.snr, [20, 40, 80])
     # the reddest first; a power law's colour is its slope times the distance of the halves' means
     np.testing.assert_allclose(

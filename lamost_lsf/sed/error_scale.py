@@ -107,7 +107,7 @@ class ErrorScale:
         input_grid : WavelengthGrid
             Of the model.
         colors : int, optional
-            Classes of colour, of as many spectra each; by default one for every 50 spectra, three at most.
+            Classes of colour, of as many spectra each; by default one for every 50 spectra, six at most.
         window : int
             Pixels, odd, over which the logarithms of the factors are averaged: a pixel's own is as uncertain as the
             stars are few.
@@ -124,7 +124,7 @@ class ErrorScale:
         if not np.isfinite(level).all():
             raise ValueError("an SNR of infinity needs highest_snr, which it counts as")
         if colors is None:
-            colors = int(np.clip(np.unique(residuals.index).size // 50, 1, 3))
+            colors = int(np.clip(np.unique(residuals.index).size // 50, 1, 6))
         color = color_index(residuals.sed, grid.wavelength, input_grid.start, input_grid.stop)
         number = np.empty(color.size, dtype=np.intp)
         for k, rows in enumerate(np.array_split(np.argsort(color, kind="stable"), colors)):
