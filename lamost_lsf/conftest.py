@@ -5,9 +5,12 @@ from importlib.util import find_spec
 _OPTIONAL = {
     "torch": (
         "training/*",
-        *(f"sed/{name}.py" for name in ("augmentation", "evaluation", "model", "network", "prediction", "training")),
+        *(
+            f"sed/{name}.py"
+            for name in ("augmentation", "cross_fitting", "evaluation", "model", "network", "prediction", "training")
+        ),
     ),
-    "sklearn": ("sed/gaussian_process*.py", "sed/libraries_check.py"),
+    "sklearn": ("sed/gaussian_process*.py", "sed/libraries_check.py", "sed/libraries_labels.py"),
     "pyarrow": ("batch/output.py", "batch/run.py"),
     "h5py": ("store/*",),
 }

@@ -100,13 +100,9 @@ def cross_fit(
     ValueError
         Fewer than two parts, or more than the largest group has stars.
 
-    Examples
-    --------
-    >>> from dataclasses import replace
-    >>> from lamost_lsf import sed
-    >>> def fit(part, k):
-    ...     return sed.finetune(base, part, replace(settings, seed=k))[0]
-    >>> model, residuals = sed.cross_fit(fit, stars, 4, snr=[float("inf")])            # doctest: +SKIP
+    Notes
+    -----
+    :ref:`sed` has an example.
     """
     parts = list(spectra.folds(n, seed=seed))
     models = [fit(train, k) for k, (train, _) in enumerate(parts)]
