@@ -776,6 +776,18 @@ def test_archives_may_not_write_outside_their_folder(tmp_path):
         content.addfile(tarfile.TarInfo("../outside.txt"), io.BytesIO(b""))
     with pytest.raises(OSError, match="outside"):
         _unpack(packed, target)
+    # nor lead there by a link
+    packed.unlink()
+    with tarfile.open(packed, "w:gz") as content:
+        link = tarfile.TarInfo("out")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+        content.addfile(link)
+        content.addfile(tarfile.TarInfo("out/outside.txt"), io.BytesIO(b""))
+    _unpack(packed, target)
+    assert not (target / "out").is_symlink()
+    for path in [path for path in target.rglob("*") if path.is_file()]:
+        path.unlink()
+    (target / "out").rmdir()
     assert not list(target.iterdir())
     assert not (tmp_path / "outside.txt").exists()
 
