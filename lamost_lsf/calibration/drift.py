@@ -49,8 +49,8 @@ def sky_lines(*, city: bool = True, sodium: bool = True) -> LineList:
     --------
     >>> from lamost_lsf.calibration import sky_lines
     >>> lines = sky_lines(city=False)
-    >>> lines.species[0], float(lines.air[0])
-    (np.str_('[O I]'), 5577.338)
+    >>> str(lines.species[0]), float(lines.air[0])
+    ('[O I]', 5577.338)
     """
     rows = [r for r in _SKY if (city or r[0] != "Hg I") and (sodium or r[0] != "Na I")]
     return LineList.from_wavelengths(
