@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,7 +192,10 @@ class SpectralGP:
                 return found.x, float(found.fun)
 
         regression = GaussianProcessRegressor(kernel, optimizer=optimizer, normalize_y=True, alpha=1e-10)
-        return regression.fit(self._scaled(self.labels), self.flux)
+        with warnings.catch_warnings():
+            # spectra without noise, as theoretical ones, are no failure
+            warnings.filterwarnings("ignore", "(?s).*noise_level is close to the specified lower bound")
+            return regression.fit(self._scaled(self.labels), self.flux)
 
     @property
     def parameters(self) -> np.ndarray:
