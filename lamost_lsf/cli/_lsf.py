@@ -12,7 +12,7 @@ from astropy.time import Time
 
 from lamost_lsf.cli._common import CommandError, parse_time
 
-__all__ = ["LSFChoice", "add_lsf_arguments"]
+__all__ = ["LSFChoice", "add_lsf_arguments", "open_archive"]
 
 
 def add_lsf_arguments(parser: argparse.ArgumentParser, *, labels: str) -> None:
@@ -64,6 +64,19 @@ def read_model(path: str) -> Any:
     return readers[suffix](path)
 
 
+def open_archive(args: argparse.Namespace) -> Any:
+    """Archive of models that ``--archive`` or ``--simulated`` names; None without either."""
+    if args.simulated:
+        from lamost_lsf.simulation import Observatory
+
+        return Observatory()
+    if args.archive:
+        from lamost_lsf.models import IPArchive
+
+        return IPArchive(args.archive)
+    return None
+
+
 class LSFChoice:
     """The model that the options name, read once, and its LSF for each spectrum.
 
@@ -74,17 +87,13 @@ class LSFChoice:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from lamost_lsf.models import GaussianIP, IPArchive
+        from lamost_lsf.models import GaussianIP
 
         self._args = args
         given = dict(getattr(args, "label", []))
         self._extra = "median" if "median" in given else given or None
-        self._archive = IPArchive(args.archive) if args.archive else None
+        self._archive = open_archive(args)
         self._model = None
-        if args.simulated:
-            from lamost_lsf.simulation import Observatory
-
-            self._archive = Observatory()
         if args.model:
             self._model = read_model(args.model)
         elif args.resolving_power is not None:

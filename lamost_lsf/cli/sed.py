@@ -19,6 +19,7 @@ from lamost_lsf.cli._common import (
     save_figure,
     write_table,
 )
+from lamost_lsf.cli._lsf import open_archive
 from lamost_lsf.cli._progress import Training
 
 __all__ = ["add_parser", "run"]
@@ -233,15 +234,8 @@ def _spectra(args: argparse.Namespace, input_grid: Any, output_grid: Any) -> tup
 
 def _lsf(args: argparse.Namespace) -> Any:
     """LSF of the spectrum that the arguments name."""
-    from lamost_lsf.models import IPArchive
-
-    if args.simulated:
-        from lamost_lsf.simulation import Observatory
-
-        archive: Any = Observatory()
-    elif args.archive:
-        archive = IPArchive(args.archive)
-    else:
+    archive = open_archive(args)
+    if archive is None:
         raise CommandError("--lsf-of needs --archive DIR or --simulated")
     return archive.lsf_for(read_observed(args.lsf_of))
 

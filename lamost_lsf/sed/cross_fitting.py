@@ -53,7 +53,9 @@ def calibrate_errors(
     ValueError
         Spectra on other grids than the model's, or without a known SED.
     """
-    residuals = evaluate(_bare(model), spectra, _levels(model, snr), repeats=repeats, seed=seed, device=device)
+    residuals = evaluate(
+        SEDModel.ensemble([model]), spectra, _levels(model, snr), repeats=repeats, seed=seed, device=device
+    )
     return _scaled(model, residuals)
 
 
@@ -112,18 +114,11 @@ def cross_fit(
     held_out = []
     for k, (_, kept) in enumerate(parts):
         options = {"repeats": repeats, "seed": seed, "device": device}
-        own = evaluate(_bare(models[k]), kept, _levels(model, snr), **options)
+        own = evaluate(SEDModel.ensemble([models[k]]), kept, _levels(model, snr), **options)
         # the spread of the ensemble belongs to the error that is scaled
         held_out.append(replace(own, sigma=evaluate(model, kept, _levels(model, snr), **options).sigma))
     residuals = Residuals.concatenate(held_out)
     return _scaled(model, residuals), residuals
-
-
-def _bare(model: SEDModel) -> SEDModel:
-    """The model without factors of its errors."""
-    bare = copy.copy(model)
-    bare.error_scale = None
-    return bare
 
 
 def _levels(model: SEDModel, snr: Sequence[float] | None) -> list[float]:

@@ -146,11 +146,7 @@ def evaluate(
     seed : int
     device : str
     """
-    if (spectra.input_grid, spectra.output_grid) != (model.input_grid, model.output_grid):
-        raise ValueError(
-            f"the spectra's grids {spectra.input_grid}, {spectra.output_grid} are not the model's {model.input_grid}, "
-            f"{model.output_grid}"
-        )
+    model.check_grids(spectra)
     parts = []
     for value in snr:
         for k in range(repeats if np.isfinite(value) else 1):

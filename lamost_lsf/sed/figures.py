@@ -80,8 +80,7 @@ def _curves(residuals: Residuals) -> tuple[list[str], list[float], dict[tuple[st
                 curves[group, float(snr)] = curve
     if not curves:
         raise ValueError("a scatter needs two spectra of a class and SNR at least")
-    groups = [group for group in residuals.groups if any(group == known for known, _ in curves)]
-    return groups, sorted({snr for _, snr in curves}), curves
+    return list(dict.fromkeys(group for group, _ in curves)), sorted({snr for _, snr in curves}), curves
 
 
 def _snr_name(snr: float) -> str:

@@ -43,6 +43,12 @@ def rmsae(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean((np.asarray(predicted) / np.asarray(true) - 1.0) ** 2, axis=-1))
 
 
+def left_out(regression: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Residuals (n, m) of a fitted regression, each star left out, and variances (n, 1), in units of scaled targets."""
+    diagonal = np.diag(cho_solve((regression.L_, True), np.eye(len(regression.L_))))[:, None]
+    return regression.alpha_ / diagonal, 1.0 / diagonal
+
+
 @dataclass(frozen=True, repr=False)
 class GPPrediction:
     """Spectra predicted from labels.
@@ -255,11 +261,9 @@ class SpectralGP:
         ``1 / (K^-1)_ii`` (Rasmussen & Williams 2006, section 5.4.2).
         """
         regression = self._regression
-        inverse = cho_solve((regression.L_, True), np.eye(len(self.labels)))
-        diagonal = np.diag(inverse)[:, None]
+        residual, variance = left_out(regression)
         scale = np.broadcast_to(regression._y_train_std, self.wavelength.shape)
-        flux = self.flux - regression.alpha_ / diagonal * scale
-        variance = 1.0 / diagonal
+        flux = self.flux - residual * scale
         signal, noise = regression.kernel_.k1.k1.constant_value, regression.kernel_.k2.noise_level
         novelty = np.clip((variance[:, 0] - noise) / signal, 0.0, 1.0)
         return GPPrediction(flux, np.sqrt(variance) * scale * self.calibration, novelty, np.zeros(novelty.shape, bool))

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
+from lamost_lsf.sed.gaussian_process import left_out
+
 __all__ = ["check_labels"]
 
 #: Offsets below these are within what catalogues differ by, whatever the scatter: ln Teff, log g, [Fe/H].
@@ -80,8 +82,7 @@ def check_labels(
         warnings.simplefilter("ignore", ConvergenceWarning)  # a parameter at its bound is no harm
         gp: Any = GaussianProcessRegressor(kernel, normalize_y=True).fit(x[trained], y[trained])
     offset = np.full((len(flux), 3), np.nan)
-    inverse = np.linalg.inv(gp.L_ @ gp.L_.T)
-    offset[trained] = gp.alpha_ / np.diag(inverse)[:, None] * spread
+    offset[trained] = left_out(gp)[0] * spread
     others = usable & ~trained
     if others.any():
         offset[others] = y[others] - gp.predict(x[others])

@@ -151,6 +151,20 @@ class SEDModel:
             coverage=np.min([model.coverage for model in models], axis=0), meta=first.meta,
         )  # fmt: skip
 
+    def check_grids(self, spectra: SpectralSet) -> None:
+        """Refuse spectra on other grids than the model's.
+
+        Raises
+        ------
+        ValueError
+            They are on others.
+        """
+        if (spectra.input_grid, spectra.output_grid) != (self.input_grid, self.output_grid):
+            raise ValueError(
+                f"the spectra's grids {spectra.input_grid}, {spectra.output_grid} are not the model's "
+                f"{self.input_grid}, {self.output_grid}"
+            )
+
     def single(self, k: int) -> SEDModel:
         """The k-th network by itself, without the factors of the errors of all."""
         alone = copy.copy(self)

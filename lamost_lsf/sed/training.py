@@ -165,7 +165,7 @@ def finetune(
             "join what comes out by SEDModel.ensemble"
         )
     settings = settings or TrainSettings(epochs=200, batch_size=32, learning_rate=1e-3, validate_every=50)
-    _check_grids(model, spectra)
+    model.check_grids(spectra)
     torch.manual_seed(settings.seed)
     network = copy.deepcopy(model.networks[0])
     meta = {**model.meta, **(meta or {})}
@@ -209,7 +209,7 @@ def fit_quantiles(
         Spectra on other grids than the model's.
     """
     settings = settings or TrainSettings(epochs=15, batch_size=128, learning_rate=2e-3, validation=0.0)
-    _check_grids(model, spectra)
+    model.check_grids(spectra)
     fitted, histories = copy.copy(model), History()
     fitted.networks = []
     for number, network in enumerate(model.networks):
@@ -221,14 +221,6 @@ def fit_quantiles(
     fitted.error_scale = None
     fitted.meta = {**model.meta, _QUANTILES: _jsonable(settings)}
     return fitted, histories
-
-
-def _check_grids(model: SEDModel, spectra: SpectralSet) -> None:
-    if (spectra.input_grid, spectra.output_grid) != (model.input_grid, model.output_grid):
-        raise ValueError(
-            f"the spectra's grids {spectra.input_grid}, {spectra.output_grid} are not the model's "
-            f"{model.input_grid}, {model.output_grid}"
-        )
 
 
 def _set_scales(network: UaRANet, spectra: SpectralSet, augmentation: Augmentation) -> None:
